@@ -1,0 +1,147 @@
+"""The body shared by the closed-form editors: targets, then a walk of the site.
+
+For each site layer, in order, with the earlier ones already edited: keys of
+all requests, residual R = (v* - h) / left with h the current value at the last
+site layer, and dW from condition.py. A layer's keys depend only on the layers
+before it, so each is taken once, when it is final.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jedit import values
+from jedit.condition import condition
+from jedit.models import transformer
+from jedit.models.transformer import Model
+from jedit.types import (
+  EditBatch,
+  Editor,
+  EditReport,
+  EditState,
+  Params,
+  apply_updates,
+)
+
+_DIVISOR = {
+  'left': lambda left: left,
+  'sqrt': jnp.sqrt,
+  'full': jnp.ones_like,
+}
+
+
+def least_squares(
+  model: Model,
+  root: Float[Array, 'E F r'],
+  *,
+  noise: float,
+  remember: bool,
+  optimise: values.Optimise,
+  spread: Literal['left', 'sqrt', 'full'] = 'left',
+  plain_weight: float = 0.5,
+) -> Editor:
+  """Editor that conditions a Gaussian prior on each batch's keys and residuals.
+
+  Args:
+    model: the network; params must be split at the site.
+    root: square root of the prior covariance of each site layer.
+    noise: variance nu of every observation.
+    remember: keep the posterior as the prior of the next batch.
+    optimise: the value engine (values.optimiser).
+    spread: the residual of a layer is R / left, R / sqrt(left) or all of R,
+      "left" counting the site layers still to come, this one included.
+    plain_weight: weight of the plain prompt in a key; the other contexts share
+      the rest (1/2 in all published code of the MEMIT family).
+
+  Returns:
+    optax transformation: update(batch, state, params) gives
+    {'site': {'mlp': {'down': {'kernel': dW [E, F, D]}}}} and an EditState.
+  """
+
+  def init(params):
+    layers = root.shape[0]
+    kernel = params['site']['mlp']['down']['kernel']
+    if root.shape[:2] != kernel.shape[:2]:
+      raise ValueError(
+        f'the prior is for keys {root.shape[:2]}, the site has '
+        f'{kernel.shape[:2]}: make the second moments of these layers'
+      )
+    zero = jnp.zeros((), jnp.int32)
+    report = EditReport(zero, zero, zero, jnp.zeros(()), jnp.zeros(layers))
+    return EditState(jnp.asarray(root, jnp.float32), zero, report)
+
+  def update(batch: EditBatch, state: EditState, params: Params):
+    rows = values.enter(model, params, batch)
+    targets = optimise(params, rows, batch)
+    delta, posterior, residual = _walk(
+      model, params['site'], rows, batch, targets.value, state.root,
+      noise, _DIVISOR[spread], plain_weight,
+    )
+    facts = batch.valid.sum()
+    report = EditReport(
+      facts, targets.reached.sum(), targets.steps.sum(),
+      jnp.sum(targets.loss * batch.valid) / jnp.maximum(facts, 1), residual,
+    )
+    new = EditState(
+      posterior if remember else state.root, state.count + facts, report
+    )
+    return {'site': {'mlp': {'down': {'kernel': delta}}}}, new
+
+  return optax.GradientTransformation(init, update)
+
+
+def _walk(
+  model, site, rows, batch, goal, roots, noise, divisor, plain_weight
+):
+  """Edits layer after layer; returns (dW [E, F, D], roots, residuals [E])."""
+  wide = batch.head.shape[-1]
+  count, per = batch.tail.shape[:2]
+  contexts = per - 1
+  layers = roots.shape[0]
+  heads, plains = batch.budget[0] + count * contexts, batch.budget[2]
+  to_lookup = slice(0, wide + 1)
+  x, walk = values.crop(rows, batch, slice(0, contexts), to_lookup, heads)
+  _, plain = values.crop(rows, batch, slice(0, 1), to_lookup, plains)
+  lookup = walk.token[:, wide].reshape(count, contexts)
+  plain_lookup = plain.token[:, wide]
+  other = (1 - plain_weight) / max(contexts - 1, 1)
+  share = jnp.full(contexts, other).at[0].set(plain_weight)
+  share = share / share.sum()
+  noises = jnp.where(batch.valid, noise, 1.0)
+
+  def block(layer, x, at):
+    attend = transformer.attention(at, x.shape[0])
+    mid, key, _ = model.address(layer, x, at.positions, attend)
+    return mid, key
+
+  def rest(first, x):
+    """The plain rows' value at the last site layer, from layer `first` on."""
+
+    def body(i, x):
+      layer = jax.tree.map(lambda a: a[i], site)
+      return model.value(layer, *block(layer, x, plain))
+
+    x = jax.lax.fori_loop(first, layers, body, x)
+    return transformer.take(x, plain_lookup)
+
+  def step(x, xs):
+    layer, root, index = xs
+    grid = transformer.to_grid(x, walk)
+    start = transformer.from_grid(grid[::contexts], plain)
+    wrong = goal - rest(index, start).astype(jnp.float32)
+    wrong = wrong / divisor((layers - index).astype(jnp.float32))
+    mid, key = block(layer, x, walk)
+    keys = transformer.take(key, lookup).astype(jnp.float32)
+    keys = jnp.einsum('bcf,c->bf', keys, share)
+    delta, root = condition(root, keys, wrong, noises)
+    layer = apply_updates(layer, {'mlp': {'down': {'kernel': delta}}})
+    missed = jnp.linalg.norm(wrong - keys @ delta)
+    residual = missed / jnp.maximum(jnp.linalg.norm(wrong), 1e-30)
+    return model.value(layer, mid, key), (delta, root, residual)
+
+  xs = (site, roots, jnp.arange(layers))
+  _, out = jax.lax.scan(step, x, xs)
+  return out

@@ -1,0 +1,123 @@
+"""GPT-2 and GPT-J."""
+
+import flax.linen as nn
+
+from jedit.models.layers import Attention, Config, Mlp
+
+
+class Block(nn.Module):
+  """GPT-2 runs attention, then the MLP; GPT-J runs both from one norm."""
+
+  config: Config
+
+  def setup(self):
+    self.attn_norm = nn.LayerNorm(epsilon=self.config.norm_eps)
+    self.attn = Attention(self.config)
+    if not self.config.parallel:
+      self.mlp_norm = nn.LayerNorm(epsilon=self.config.norm_eps)
+    self.mlp = Mlp(self.config, gated=False)
+
+  def address(self, x, positions, attend):
+    """Returns (mid [.., D], key [.., F], (k, v)): all but the memory."""
+    h = self.attn_norm(x)
+    out, kv = self.attn(h, positions, attend)
+    mid = x + out
+    if not self.config.parallel:
+      h = self.mlp_norm(mid)
+    return mid, self.mlp.key(h), kv
+
+  def value(self, mid, key):
+    """What the memory adds: mid + key @ W_down + bias."""
+    return mid + self.mlp.down(key)
+
+  def __call__(self, x, positions, attend):
+    mid, key, _ = self.address(x, positions, attend)
+    return self.value(mid, key)
+
+
+final_norm = nn.LayerNorm
+
+# Published tensor name -> (path in params, transpose?), both ways. `{}` is the
+# layer, axis 0 of a stacked leaf. Entries whose path a config lacks are unused.
+_L = 'transformer.h.{}.'
+_WEIGHT = {'weight': 'kernel', 'bias': 'bias'}
+_SCALE = {'weight': 'scale', 'bias': 'bias'}
+
+
+def _table(linear, norms, transpose):
+  return {
+    'transformer.wte.weight': ('embed/tokens', False),
+    'transformer.wpe.weight': ('embed/positions', False),
+    'lm_head.weight': ('head/kernel', True),
+    'lm_head.bias': ('head/bias', False),
+    **{
+      f'{a}.{n}': (f'{b}/{m}', transpose and n == 'weight')
+      for a, b in linear.items()
+      for n, m in _WEIGHT.items()
+    },
+    **{
+      f'{a}.{n}': (f'{b}/{m}', False)
+      for a, b in norms.items()
+      for n, m in _SCALE.items()
+    },
+  }
+
+
+# GPT-2 publishes its kernels as [in, out]; GPT-J as [out, in].
+GPT2_TABLE = _table(
+  {
+    _L + 'attn.c_attn': 'layers/attn/qkv',
+    _L + 'attn.c_proj': 'layers/attn/out',
+    _L + 'mlp.c_fc': 'layers/mlp/up',
+    _L + 'mlp.c_proj': 'layers/mlp/down',
+  },
+  {
+    _L + 'ln_1': 'layers/attn_norm',
+    _L + 'ln_2': 'layers/mlp_norm',
+    'transformer.ln_f': 'final_norm',
+  },
+  transpose=False,
+)
+GPTJ_TABLE = _table(
+  {
+    _L + 'attn.q_proj': 'layers/attn/q',
+    _L + 'attn.k_proj': 'layers/attn/k',
+    _L + 'attn.v_proj': 'layers/attn/v',
+    _L + 'attn.out_proj': 'layers/attn/out',
+    _L + 'mlp.fc_in': 'layers/mlp/up',
+    _L + 'mlp.fc_out': 'layers/mlp/down',
+  },
+  {_L + 'ln_1': 'layers/attn_norm', 'transformer.ln_f': 'final_norm'},
+  transpose=True,
+)
+
+
+def config_from_hf(c: dict) -> Config:
+  """Config of a Hugging Face config.json (defaults filled in) as a dict."""
+  gptj = c['model_type'] == 'gptj'
+  head_dim = c['n_embd'] // c['n_head']
+  return Config(
+    family='gpt',
+    vocab_size=c['vocab_size'],
+    width=c['n_embd'],
+    mlp_width=c.get('n_inner') or 4 * c['n_embd'],
+    num_layers=c['n_layer'],
+    num_heads=c['n_head'],
+    num_kv_heads=c['n_head'],
+    head_dim=head_dim,
+    context_length=c['n_positions'],
+    norm_eps=c['layer_norm_epsilon'],
+    tied=bool(c.get('tie_word_embeddings')),
+    activation={'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}[
+      c['activation_function']
+    ],
+    rotary_dim=(c.get('rotary_dim') or head_dim) if gptj else 0,
+    rope_interleaved=gptj,
+    positions=not gptj,
+    parallel=gptj,
+    fused_qkv=not gptj,
+    qkv_bias=not gptj,
+    out_bias=not gptj,
+    mlp_bias=True,
+    head_bias=gptj and not c.get('tie_word_embeddings'),
+  )

@@ -1,0 +1,122 @@
+"""The few data types of jedit. Everything else is functions of these.
+
+Axis letters, the same in every file:
+
+  L layers     E edited ("site") layers    N batches   B requests in a batch
+  R token rows of a request (C rewriting contexts, then the KL row)
+  P tokens before the lookup token         S tokens from the lookup token on
+  T tokens     D model width               F MLP width       V vocabulary
+  M tokens of a packed layout              H, G, A  kv heads, queries a kv
+                                           head, head width
+
+Params are nested dicts of arrays in Flax orientation (value = key @ kernel).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+Params = dict[str, Any]
+# An editor is an optax transformation whose input is an EditBatch.
+Editor = optax.GradientTransformation
+
+
+class JeditError(ValueError):
+  """Bad input. The message names the record, field or flag, and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EditBatch:
+  """Requests that are solved together, as arrays; [N, ...] when stacked.
+
+  Every row is cut at the lookup token (the subject's last token): `head` is
+  what comes before, `tail` starts with the lookup token. Rows 0..C-1 put the
+  request in C contexts and end with the target (row 0 has no context); the
+  last row is the KL prompt, whose tail is the lookup token alone.
+
+  Attributes:
+    head: int32 [B, R, P], right-padded.
+    head_len: int32 [B, R].
+    tail: int32 [B, R, S], right-padded; without the target's last token.
+    tail_len: int32 [B, R].
+    label: int32 [B, R, S], the token wanted after each tail position; -1
+      where nothing is scored.
+    valid: bool [B], False for requests that only fill the batch up.
+    budget: static sizes (head, tail, plain, scored) of the packed layouts, at
+      least the number of real tokens of each kind in any batch.
+  """
+
+  head: jax.Array
+  head_len: jax.Array
+  tail: jax.Array
+  tail_len: jax.Array
+  label: jax.Array
+  valid: jax.Array
+  budget: tuple[int, int, int, int]
+
+
+jax.tree_util.register_dataclass(
+  EditBatch,
+  ['head', 'head_len', 'tail', 'tail_len', 'label', 'valid'],
+  ['budget'],
+)
+
+
+class SecondMoment(NamedTuple):
+  """Uncentred second moment of keys over text, a mean over tokens.
+
+  Attributes:
+    moment: float32 [E, F, F].
+    count: float [], tokens that were averaged.
+  """
+
+  moment: jax.Array
+  count: jax.Array
+
+
+class EditReport(NamedTuple):
+  """What one batch of edits did; the scan stacks it to [N, ...].
+
+  Attributes:
+    facts: int32 [], requests in the batch.
+    reached: int32 [], those whose value objective fell below the stop.
+    steps: int32 [], optimiser updates taken, summed over requests.
+    loss: float32 [], mean objective when the requests stopped.
+    residual: float32 [E], |R - K dW| / |R| after each layer's solve.
+  """
+
+  facts: jax.Array
+  reached: jax.Array
+  steps: jax.Array
+  loss: jax.Array
+  residual: jax.Array
+
+
+class EditState(NamedTuple):
+  """State of a closed-form editor.
+
+  Attributes:
+    root: float32 [E, F, r], a square root of the prior covariance of each
+      column of dW: Sigma = root @ root.T.
+    count: int32 [], requests seen.
+    report: EditReport of the last batch.
+  """
+
+  root: jax.Array
+  count: jax.Array
+  report: EditReport
+
+
+def apply_updates(params: Params, updates: Params) -> Params:
+  """params + updates, where updates is a sub-tree; nothing else is touched."""
+  out = dict(params)
+  for name, update in updates.items():
+    if name not in params:
+      raise ValueError(f'updates name {name!r}, params have {sorted(params)}')
+    nested = isinstance(update, dict)
+    out[name] = (
+      apply_updates(params[name], update) if nested else params[name] + update
+    )
+  return out
