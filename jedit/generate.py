@@ -17,16 +17,16 @@ def _step_attention(past: Past, layer, index, q, k, v):
   """One new token a row against the cache of a layer, itself included."""
   rows = jnp.arange(index.size)
   groups, per = k.shape[-2], q.shape[-2] // k.shape[-2]
-  keys = past.k.at[layer, rows, index].set(k)
-  values = past.v.at[layer, rows, index].set(v)
+  keys = past.k.at[layer, rows, :, index].set(k)
+  values = past.v.at[layer, rows, :, index].set(v)
   q = q.reshape(*q.shape[:-2], groups, per, q.shape[-1])
   scores = jnp.einsum(
-    'rhgd,rthd->rhgt', q, keys[layer], preferred_element_type=jnp.float32
+    'rhgd,rhtd->rhgt', q, keys[layer], preferred_element_type=jnp.float32
   ) / math.sqrt(q.shape[-1])
-  seen = jnp.arange(past.k.shape[2]) <= index[:, None]
+  seen = jnp.arange(past.k.shape[3]) <= index[:, None]
   scores = jnp.where(seen[:, None, None], scores, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  out = jnp.einsum('rhgt,rthd->rhgd', weights, values[layer])
+  out = jnp.einsum('rhgt,rhtd->rhgd', weights, values[layer])
   return out.reshape(index.size, groups * per, -1), past._replace(
     k=keys, v=values
   )
@@ -66,7 +66,7 @@ def generate(
   )
   x = model.embed(params, transformer.take(prompt.ravel(), at.slot), at.positions)
   x, past = transformer.cache(model, layers, x, at)
-  grow = ((0, 0), (0, 0), (0, length), (0, 0), (0, 0))
+  grow = ((0, 0), (0, 0), (0, 0), (0, length), (0, 0))
   past = past._replace(k=jnp.pad(past.k, grow), v=jnp.pad(past.v, grow))
   last = transformer.take(x, at.token[jnp.arange(rows), prompt_len - 1])
 

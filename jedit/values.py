@@ -101,7 +101,7 @@ class _Suffix(NamedTuple):
 
   x: jax.Array  # [M, D] without delta
   at: Layout
-  past: Past  # [layers, W * R, P, H, A]
+  past: Past  # [layers, W * R, H, P, A]
   owner: jax.Array  # [M], request whose delta the token takes; W for none
   token: jax.Array  # [Q + W], packed index of the scored tokens, KL rows last
   label: jax.Array  # [Q]

@@ -206,7 +206,7 @@ def from_grid(x: jax.Array, at: Layout) -> jax.Array:
 
 
 class Past(NamedTuple):
-  """Cached keys and values [.., R, P, H, A] and which of them exist [R, P]."""
+  """Cached keys and values [.., R, H, P, A] and which of them exist [R, P]."""
 
   k: jax.Array
   v: jax.Array
@@ -217,28 +217,34 @@ def attention(at: Layout, size: int, past: Past | None = None) -> Callable:
   """attend(q, k, v) over packed tokens: causal within a row, past first."""
   rows, width = at.token.shape
   here = at.token < size
-  causal = jnp.tril(jnp.ones((width, width), bool))
-  mask = here[:, None, :] & causal
+  mask = here[:, None, :] & jnp.tril(jnp.ones((width, width), bool))
   if past is not None:
-    seen = jnp.broadcast_to(past.mask[:, None], (rows, width, past.k.shape[1]))
+    seen = jnp.broadcast_to(past.mask[:, None], (rows, width, past.k.shape[2]))
     mask = jnp.concatenate([seen, mask], axis=-1)
 
+  def heads_first(x):
+    return to_grid(x, at).swapaxes(1, 2)  # [R, H, T, A]
+
   def attend(q, k, v):
-    groups = k.shape[-2]
+    groups, depth = k.shape[-2:]
     per = q.shape[-2] // groups
-    q, k, v = to_grid(q, at), to_grid(k, at), to_grid(v, at)
+    q, k, v = heads_first(q), heads_first(k), heads_first(v)
+    q = q.reshape(rows, groups, per * width, depth) / math.sqrt(depth)
+    dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    scores = dot(q, k.mT)
     if past is not None:
-      k = jnp.concatenate([past.k, k], axis=1)
-      v = jnp.concatenate([past.v, v], axis=1)
-    q = q.reshape(rows, width, groups, per, q.shape[-1])
-    scores = jnp.einsum(
-      'rshgd,rthd->rhgst', q, k, preferred_element_type=jnp.float32
-    )
-    scores = scores / math.sqrt(q.shape[-1])
+      scores = jnp.concatenate([dot(q, past.k.mT), scores], axis=-1)
+    scores = scores.reshape(rows, groups, per, width, -1)
     scores = jnp.where(mask[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum('rhgst,rthd->rshgd', weights, v)
-    return from_grid(out.reshape(rows, width, groups * per, -1), at)
+    weights = weights.reshape(rows, groups, per * width, -1)
+    if past is None:
+      out = weights @ v
+    else:
+      before, after = jnp.split(weights, [past.k.shape[2]], axis=-1)
+      out = before @ past.v + after @ v
+    out = out.reshape(rows, groups * per, width, depth).swapaxes(1, 2)
+    return from_grid(out, at)
 
   return attend
 
@@ -258,7 +264,7 @@ def run(
     layers: params of the segment, leaves [layers, ...].
     x: hidden states entering it.
     at: where the tokens are.
-    past: cached keys and values [layers, R, P, H, A] of what precedes.
+    past: cached keys and values [layers, R, H, P, A] of what precedes.
     keep: what to collect of each layer's Trace.
 
   Returns:
@@ -280,7 +286,8 @@ def cache(
   model: Model, layers: Params, x: jax.Array, at: Layout
 ) -> tuple[jax.Array, Past]:
   """Runs a segment and keeps its keys and values on the grid of `at`."""
-  keep = lambda trace: jax.tree.map(lambda a: to_grid(a, at), trace.kv)
+  heads_first = lambda a: to_grid(a, at).swapaxes(1, 2)
+  keep = lambda trace: jax.tree.map(heads_first, trace.kv)
   out, (k, v) = run(model, layers, x, at, keep=keep)
   return out, Past(k, v, at.token < x.shape[0])
 
