@@ -56,7 +56,9 @@ def condition(
   return delta, root - jnp.matmul(sz, back, precision=_HIGHEST)
 
 
-def spectrum(moment: Float[Array, 'E F F']) -> tuple[np.ndarray, np.ndarray]:
+def spectrum(
+  moment: Float[Array | np.ndarray, 'E F F'],
+) -> tuple[np.ndarray, np.ndarray]:
   """Eigenvalues [E, F], ascending, and vectors [E, F, F], in float64."""
   moment = np.asarray(moment, np.float64)
   if not np.isfinite(moment).all():

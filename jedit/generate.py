@@ -2,11 +2,12 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jedit.models import transformer
 from jedit.models.transformer import Model, Past
@@ -30,6 +31,29 @@ def _step_attention(past: Past, layer, index, q, k, v):
   return out.reshape(index.size, groups * per, -1), past._replace(
     k=keys, v=values
   )
+
+
+def sample(
+  logits: Float[Array, 'R V'], key: jax.Array, block: int = 128
+) -> Int[Array, 'R']:
+  """Draws from softmax(logits) by the inverse of its distribution function.
+
+  One random number a row and a search in two steps (block, then token): a
+  Gumbel draw a token, as in jax.random.categorical, takes longer on a CPU than
+  the model itself.
+  """
+  rows, size = logits.shape
+  fill = ((0, 0), (0, -size % block))
+  weight = jnp.pad(jnp.exp(logits - logits.max(-1, keepdims=True)), fill)
+  weight = weight.reshape(rows, -1, block)
+  upto = jnp.cumsum(weight.sum(-1), axis=-1)
+  aim = jax.random.uniform(key, (rows, 1)) * upto[:, -1:]
+  where = jnp.minimum((upto <= aim).sum(-1), upto.shape[1] - 1)
+  pick = lambda a, i: jnp.take_along_axis(a, i[:, None], axis=1)
+  rest = aim - jnp.where(where > 0, pick(upto, jnp.maximum(where - 1, 0))[:, 0], 0)[:, None]
+  inside = jnp.take_along_axis(weight, where[:, None, None], axis=1)[:, 0]
+  token = (jnp.cumsum(inside, axis=-1) <= rest).sum(-1)
+  return where * block + jnp.minimum(token, block - 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 6))
@@ -80,7 +104,7 @@ def generate(
       best, ids = jax.lax.top_k(logits, top_k)
       pick = jax.random.categorical(key, best)
       return jnp.take_along_axis(ids, pick[:, None], axis=1)[:, 0]
-    return jax.random.categorical(key, logits)
+    return sample(logits, key)
 
   def step(carry, xs):
     x, past = carry
@@ -110,6 +134,32 @@ def generate(
   return tokens.T
 
 
+def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+  """Token rows as a right-padded array [R, P] and their lengths."""
+  sizes = np.array([len(r) for r in rows], np.int32)
+  out = np.zeros((len(rows), sizes.max()), np.int32)
+  for row, ids in zip(out, rows, strict=True):
+    row[: len(ids)] = ids
+  return out, sizes
+
+
+def complete(
+  model: Model, params: Params, tokenizer, texts: list[str], length: int,
+  top_k: int = 1, seed: int = 0,
+) -> list[str]:
+  """Continuations of texts, as texts; cut at the end-of-text token."""
+  prompt, sizes = padded([tokenizer(t).input_ids for t in texts])
+  out = generate(
+    model, params, prompt, sizes, length, jax.random.key(seed), top_k
+  )
+  said = []
+  for row in np.asarray(out).tolist():
+    if tokenizer.eos_token_id in row:
+      row = row[: row.index(tokenizer.eos_token_id)]
+    said.append(tokenizer.decode(row))
+  return said
+
+
 def contexts(
   model: Model, params: Params, tokenizer, seed: int, length: int = 10
 ) -> list[list[int]]:
@@ -121,11 +171,7 @@ def contexts(
   starts = ['The', 'Therefore', 'Because', 'I', 'You']
   bos = tokenizer('').input_ids
   ids = [tokenizer(s, add_special_tokens=False).input_ids for s in starts]
-  width = max(map(len, ids)) + len(bos)
-  prompt = np.zeros((len(ids), width), np.int32)
-  sizes = np.array([len(bos) + len(i) for i in ids], np.int32)
-  for row, i in zip(prompt, ids, strict=True):
-    row[: len(bos) + len(i)] = bos + i
+  prompt, sizes = padded([bos + i for i in ids])
   out = generate(
     model, params, prompt, sizes, length - len(bos) - 1,
     jax.random.key(seed), 5, special_ids(tokenizer),
@@ -139,3 +185,35 @@ def contexts(
 def special_ids(tokenizer) -> np.ndarray:
   """Ids that are no text (BOS, EOS, chat marks)."""
   return np.array(sorted(set(tokenizer.all_special_ids)), np.int32)
+
+
+def documents(
+  model: Model, params: Params, tokenizer, tokens: int, length: int, seed: int,
+  start: str = '', progress: Callable[[int], None] = lambda done: None,
+  rows: int = 128,
+) -> list[list[int]]:
+  """Texts the model writes itself, as ids: a corpus without a corpus.
+
+  Args:
+    model: the network.
+    params: unsplit params.
+    tokenizer: its tokenizer.
+    tokens: how many in all, rounded up to whole texts.
+    length: tokens a text.
+    seed: of the sampling (temperature 1, the whole distribution).
+    start: the token a text begins after; '' is BOS, or else EOS.
+    progress: called with the tokens written so far.
+    rows: texts written together.
+  """
+  first = start or tokenizer.bos_token or tokenizer.eos_token
+  begin = tokenizer.convert_tokens_to_ids(first)
+  prompt, one = np.full((rows, 1), begin, np.int32), np.ones(rows, np.int32)
+  count = -(-tokens // length)
+  banned = special_ids(tokenizer)
+  out: list[list[int]] = []
+  while len(out) < count:
+    key = jax.random.fold_in(jax.random.key(seed), len(out))
+    text = generate(model, params, prompt, one, length, key, 0, banned)
+    out += np.asarray(text).tolist()
+    progress(min(len(out), count) * length)
+  return out[:count]

@@ -72,8 +72,18 @@ def render(tokenizer: Any, text: str, rendering: str) -> str:
   raise JeditError(f'rendering={rendering!r}: choose {", ".join(RENDERINGS)}')
 
 
-def _prompt(tokenizer: Any, text: str, subject: str, context: Sequence[int] | None,
-            bos: list[int], id: str) -> tuple[list[int], int]:
+def _place(text: str, request: Request) -> int:
+  """Where the subject starts in a rendered text; -1 if it is not there."""
+  around = text.rfind(request.text)
+  if around >= 0:
+    return around + request.prompt.index('{}')
+  return text.rfind(request.subject)  # a chat template has changed the prompt
+
+
+def _prompt(
+  tokenizer: Any, text: str, subject: str, start: int,
+  context: Sequence[int] | None, bos: list[int], id: str,
+) -> tuple[list[int], int]:
   """Ids of context + prompt and the index of the subject's last token."""
   if context is None:
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -84,8 +94,8 @@ def _prompt(tokenizer: Any, text: str, subject: str, context: Sequence[int] | No
   else:
     ids, spans = continuation(tokenizer, '. ' + text)
     before, shift = [*bos, *context], 2
-  start = text.rindex(subject) + shift if subject in text else -1
-  inside = (spans[:, 0] < start + len(subject)) & (spans[:, 1] > start)
+  inside = spans[:, 0] < start + shift + len(subject)
+  inside &= spans[:, 1] > start + shift
   inside &= spans[:, 1] > spans[:, 0]
   if start < 0 or not inside.any():
     raise JeditError(f'record {id}: subject "{subject}" has no token in "{text}"')
@@ -102,14 +112,17 @@ def _rows(tokenizer, request, contexts, rendering, bos):
   if not target:
     raise JeditError(f'record {request.id}: the target has no token')
   text = render(tokenizer, request.text, rendering)
+  start = _place(text, request)
   rows = []
   for context in [None, *contexts]:
     ids, lookup = _prompt(
-      tokenizer, text, request.subject, context, bos, request.id
+      tokenizer, text, request.subject, start, context, bos, request.id
     )
     rows.append((ids + target[:-1], lookup, target))
   about = f'{request.subject} is a'
-  ids, lookup = _prompt(tokenizer, about, request.subject, None, bos, request.id)
+  ids, lookup = _prompt(
+    tokenizer, about, request.subject, 0, None, bos, request.id
+  )
   rows.append((ids[: lookup + 1], lookup, []))
   return rows
 

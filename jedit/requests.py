@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import random
+import zlib
 from collections.abc import Iterable, Sequence
 
 from jedit.types import JeditError
@@ -86,7 +87,7 @@ def _template(text: str, subject: str, where: str) -> str:
   return text.rstrip()
 
 
-def parse(record: dict, where: str, id: str) -> Request:
+def parse(record: object, where: str, id: str) -> Request:
   """Request of one record; JeditError names `where` and the field."""
   if not isinstance(record, dict):
     raise JeditError(f'{where}: a record is a JSON object with prompt, subject '
@@ -130,7 +131,7 @@ def open_text(path: str | os.PathLike):
     raise JeditError(f'{path}: no such file')
   with path.open('rb') as f:
     packed = f.read(2) == b'\x1f\x8b'
-  return gzip.open(path, 'rt') if packed else path.open(encoding='utf-8')
+  return gzip.open(path, 'rt', encoding='utf-8') if packed else path.open(encoding='utf-8')
 
 
 def read_json(path: str | os.PathLike) -> Iterable[tuple[str, object]]:
@@ -138,7 +139,7 @@ def read_json(path: str | os.PathLike) -> Iterable[tuple[str, object]]:
   try:
     with open_text(path) as f:
       text = f.read()
-  except (OSError, UnicodeDecodeError, EOFError) as e:
+  except (OSError, UnicodeDecodeError, EOFError, zlib.error) as e:
     raise JeditError(f'{path}: cannot be read as text: {e}') from e
   if text.lstrip()[:1] == '[':
     try:
@@ -169,6 +170,8 @@ def read(
   Raises:
     JeditError: naming file, line, record and field.
   """
+  if on_bad_request not in ('error', 'skip'):
+    raise JeditError(f'on_bad_request={on_bad_request!r}: choose error or skip')
   out, skipped = [], []
   for number, (where, record) in enumerate(read_json(path)):
     try:

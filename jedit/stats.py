@@ -5,7 +5,9 @@ compensation, so that 10^8 tokens lose no small terms (TPUs have no float64).
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from jaxtyping import Array, Bool, Int
 
 from jedit.models import transformer
 from jedit.models.transformer import Model
+from jedit.requests import open_text, read_json
 from jedit.types import JeditError, Params, SecondMoment
 
 
@@ -114,3 +117,123 @@ def windows(
       break
   if filled:
     yield out()
+
+
+def collect(
+  model: Model,
+  params: Params,
+  batches: Iterable[tuple[np.ndarray, np.ndarray]],
+  partial: str | os.PathLike | None = None,
+  progress: Callable[[int], None] = lambda tokens: None,
+  every: int = 50,
+) -> SecondMoment:
+  """Second moments of the keys of the site layers over batches of `windows`.
+
+  Args:
+    model: the network.
+    params: params split at the site.
+    batches: the same ones again when a pass is resumed.
+    partial: file that holds the sums of an unfinished pass; None: no resuming.
+    progress: called with the tokens summed so far.
+    every: batches between two saves of `partial`.
+  """
+  layers, width = params['site']['mlp']['down']['kernel'].shape[:2]
+  sums, done = zeros(layers, width), 0
+  partial = None if partial is None else pathlib.Path(partial)
+  if partial is not None and partial.is_file():
+    with np.load(partial) as f:
+      sums = Sums(*(jnp.asarray(f[name]) for name in Sums._fields))
+      done = int(f['done'])
+  for number, (tokens, mask) in enumerate(batches, 1):
+    if number <= done:
+      continue
+    sums = add(model, params, sums, tokens, mask)
+    progress(int(sums.count))
+    if partial is not None and number % every == 0:
+      save_arrays(partial, done=number, **sums._asdict())
+  if partial is not None:
+    partial.unlink(missing_ok=True)
+  return mean(sums)
+
+
+def save_arrays(path: str | os.PathLike, **arrays) -> None:
+  """Writes a .npz file whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(path.name + '.part')
+  with part.open('wb') as f:
+    np.savez(f, **{k: np.asarray(v) for k, v in arrays.items()})
+  part.rename(path)
+
+
+def save(path: str | os.PathLike, moment: SecondMoment, identity: str) -> None:
+  """Writes moments with what they were made from."""
+  save_arrays(path, **moment._asdict(), identity=identity)
+
+
+def load(path: str | os.PathLike, identity: str) -> SecondMoment:
+  """Reads moments; JeditError when they were made from something else."""
+  try:
+    with np.load(path) as f:
+      found = str(f['identity'])
+      moment = SecondMoment(f['moment'], f['count'])
+  except (OSError, ValueError, KeyError, EOFError) as e:
+    raise JeditError(f'{path} is no file of second moments ({e}); remove it') from e
+  if found != identity:
+    raise JeditError(
+      f'{path} holds second moments of something else:\n  it has    {found}\n'
+      f'  wanted is {identity}\nname another file, or make them again'
+    )
+  return moment
+
+
+def published(pattern: str, layers: Iterable[int], width: int) -> SecondMoment:
+  """Moments from the .npz files that kmeng01/rome publishes, one a layer.
+
+  Args:
+    pattern: file name with `{}` for the layer; each holds a sum of outer
+      products (mom2) and a count.
+    layers: site layers.
+    width: F, checked.
+  """
+  moments, counts = [], []
+  for layer in layers:
+    path = pattern.format(layer)
+    try:
+      with np.load(path, allow_pickle=False) as f:
+        keys = {k.split('.')[-1]: k for k in f.files}
+        total, count = f[keys['mom2']], f[keys['count']]
+    except (OSError, ValueError, KeyError) as e:
+      raise JeditError(f'{path}: no published second moment (mom2, count): {e}') from e
+    if total.shape != (width, width):
+      raise JeditError(
+        f'{path} is of another model: {total.shape}, the keys have {width}'
+      )
+    moments.append((total.astype(np.float64) / count).astype(np.float32))
+    counts.append(count)
+  return SecondMoment(np.stack(moments), np.float32(np.min(counts)))
+
+
+def read_corpus(path: str | os.PathLike) -> Iterator[str]:
+  """Documents of a text file (blank lines part them) or of JSON lines with a
+  field "text"; gzip or not."""
+  with open_text(path) as f:
+    first = f.read(1)
+  if first in ('{', '['):
+    for where, record in read_json(path):
+      if isinstance(record, JeditError):
+        raise record
+      if not isinstance(record, dict) or not isinstance(record.get('text'), str):
+        raise JeditError(f'{where}: no field "text"; a corpus line needs one')
+      yield record['text']
+    return
+  with open_text(path) as f:
+    lines = []
+    for line in f:
+      if line.strip():
+        lines.append(line)
+      elif lines:
+        yield ''.join(lines)
+        lines = []
+    if lines:
+      yield ''.join(lines)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -35,7 +36,7 @@ _DIVISOR = {
 
 def least_squares(
   model: Model,
-  root: Float[Array, 'E F r'],
+  root: Float[Array | np.ndarray, 'E F r'],
   *,
   noise: float,
   remember: bool,

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import re
 
 import gguf
 import numpy as np
@@ -37,18 +38,25 @@ def packaged(name: str) -> pathlib.Path:
   spec = importlib.util.find_spec(name)
   files = []
   if spec is not None and spec.submodule_search_locations:
-    files = sorted(pathlib.Path(spec.submodule_search_locations[0]).glob('*.gguf'))
+    files = sorted(
+      pathlib.Path(spec.submodule_search_locations[0]).glob('*.gguf')
+    )
   if not files:
-    raise JeditError(f'package {name} with a .gguf file is not installed; run '
-                     '`uv sync`, or name a model folder')
+    raise JeditError(
+      f'package {name} with a .gguf file is not installed; run '
+      '`uv sync`, or name a model folder'
+    )
   return files[0]
 
 
 def _published(name: str) -> str:
+  """Published name of a tensor; the name as it is if it has none."""
   if name in _TOP:
     return _TOP[name]
-  _, layer, part, kind = name.split('.')
-  return f'model.layers.{layer}.{_LAYER[part]}.{kind}'
+  match = re.fullmatch(r'blk\.(\d+)\.(\w+)\.(weight|bias)', name)
+  if match is None or match[2] not in _LAYER:
+    return name
+  return f'model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}'
 
 
 def _config(field) -> dict:
@@ -68,7 +76,8 @@ def _config(field) -> dict:
     'max_position_embeddings': get('context_length'),
     'rms_norm_eps': float(np.float32(get('attention.layer_norm_rms_epsilon'))),
     'rope_parameters': {
-      'rope_type': 'default', 'rope_theta': get('rope.freq_base'),
+      'rope_type': 'default',
+      'rope_theta': get('rope.freq_base'),
     },
     'hidden_act': 'silu',
     'attention_bias': False,
@@ -82,9 +91,7 @@ def _config(field) -> dict:
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
   """Rows of q and k back from the rotary order of GGUF to the published one."""
   half = weight.shape[0] // heads // 2
-  return (
-    weight.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-  )
+  return weight.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _tokenizer(field) -> transformers.PreTrainedTokenizerFast:
@@ -102,12 +109,18 @@ def _tokenizer(field) -> transformers.PreTrainedTokenizerFast:
   control = field('tokenizer.ggml.token_type')
   name = lambda key: tokens[field(f'tokenizer.ggml.{key}_token_id')]
   bpe.add_special_tokens(
-    [tokenizers.AddedToken(t, special=True, normalized=False)
-     for t, kind in zip(tokens, control, strict=True) if kind == 3]
+    [
+      tokenizers.AddedToken(t, special=True, normalized=False)
+      for t, kind in zip(tokens, control, strict=True)
+      if kind == 3
+    ]
   )
   out = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=bpe, bos_token=name('bos'), eos_token=name('eos'),
-    unk_token=name('unknown'), pad_token=name('padding'),
+    tokenizer_object=bpe,
+    bos_token=name('bos'),
+    eos_token=name('eos'),
+    unk_token=name('unknown'),
+    pad_token=name('padding'),
   )
   out.chat_template = field('tokenizer.chat_template')
   return out
@@ -128,8 +141,16 @@ def load(
     return reader.fields[name].contents()
 
   if field('general.architecture') != 'llama':
-    raise JeditError(f'{path}: architecture {field("general.architecture")!r}; '
-                     'only llama GGUF files are read')
+    raise JeditError(
+      f'{path}: architecture {field("general.architecture")!r}; '
+      'only llama GGUF files are read'
+    )
+  scaling = 'llama.rope.scaling.type'
+  if scaling in reader.fields and field(scaling) != 'none':
+    raise JeditError(
+      f'{path}: rope scaling {field(scaling)!r} is not read from GGUF; use '
+      'the Hugging Face folder of this model'
+    )
   config = _config(field)
   tensors = {_published(t.name): t for t in reader.tensors}
   config['tie_word_embeddings'] = 'lm_head.weight' not in tensors

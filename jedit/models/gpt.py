@@ -1,8 +1,13 @@
 """GPT-2 and GPT-J."""
 
+import functools
+
 import flax.linen as nn
 
 from jedit.models.layers import Attention, Config, Mlp
+
+# One pass over x for mean and variance would cancel where |mean| is large.
+final_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Block(nn.Module):
@@ -11,10 +16,10 @@ class Block(nn.Module):
   config: Config
 
   def setup(self):
-    self.attn_norm = nn.LayerNorm(epsilon=self.config.norm_eps)
+    self.attn_norm = final_norm(epsilon=self.config.norm_eps)
     self.attn = Attention(self.config)
     if not self.config.parallel:
-      self.mlp_norm = nn.LayerNorm(epsilon=self.config.norm_eps)
+      self.mlp_norm = final_norm(epsilon=self.config.norm_eps)
     self.mlp = Mlp(self.config, gated=False)
 
   def address(self, x, positions, attend):
@@ -34,8 +39,6 @@ class Block(nn.Module):
     mid, key, _ = self.address(x, positions, attend)
     return self.value(mid, key)
 
-
-final_norm = nn.LayerNorm
 
 # Published tensor name -> (path in params, transpose?), both ways. `{}` is the
 # layer, axis 0 of a stacked leaf. Entries whose path a config lacks are unused.
@@ -92,6 +95,13 @@ GPTJ_TABLE = _table(
 )
 
 
+_ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+}
+
+
 def config_from_hf(c: dict) -> Config:
   """Config of a Hugging Face config.json (defaults filled in) as a dict."""
   gptj = c['model_type'] == 'gptj'
@@ -108,9 +118,7 @@ def config_from_hf(c: dict) -> Config:
     context_length=c['n_positions'],
     norm_eps=c['layer_norm_epsilon'],
     tied=bool(c.get('tie_word_embeddings')),
-    activation={'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}[
-      c['activation_function']
-    ],
+    activation=_ACTIVATIONS[c['activation_function']],
     rotary_dim=(c.get('rotary_dim') or head_dim) if gptj else 0,
     rope_interleaved=gptj,
     positions=not gptj,
@@ -119,5 +127,5 @@ def config_from_hf(c: dict) -> Config:
     qkv_bias=not gptj,
     out_bias=not gptj,
     mlp_bias=True,
-    head_bias=gptj and not c.get('tie_word_embeddings'),
+    head_bias=gptj,
   )

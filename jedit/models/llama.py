@@ -51,13 +51,16 @@ _NORM = {
   'self_attn.q_norm': 'attn/q_norm',
   'self_attn.k_norm': 'attn/k_norm',
 }
+_LEAVES = [
+  *((a, b, 'weight', 'scale', False) for a, b in _NORM.items()),
+  *((a, b, 'weight', 'kernel', True) for a, b in _LINEAR.items()),
+  *((a, b, 'bias', 'bias', False) for a, b in _LINEAR.items()),
+]
 TABLE = {
   'model.embed_tokens.weight': ('embed/tokens', False),
   'model.norm.weight': ('final_norm/scale', False),
   'lm_head.weight': ('head/kernel', True),
-  **{f'{_L}{a}.weight': (f'layers/{b}/scale', False) for a, b in _NORM.items()},
-  **{f'{_L}{a}.weight': (f'layers/{b}/kernel', True) for a, b in _LINEAR.items()},
-  **{f'{_L}{a}.bias': (f'layers/{b}/bias', False) for a, b in _LINEAR.items()},
+  **{f'{_L}{a}.{m}': (f'layers/{b}/{n}', t) for a, b, m, n, t in _LEAVES},
 }
 
 
@@ -72,10 +75,9 @@ def config_from_hf(c: dict) -> Config:
   if rope['rope_type'] == 'default':
     rope = {}
   context = c['max_position_embeddings']
-  windowed = kind == 'mistral' or c.get('use_sliding_window')
-  if windowed and c.get('sliding_window'):
+  if c.get('sliding_window'):  # exact while no text is longer
     context = min(context, c['sliding_window'])
-  bias = bool(c.get('attention_bias'))
+  bias = kind in ('llama', 'qwen3') and bool(c.get('attention_bias'))
   return Config(
     family='llama',
     vocab_size=c['vocab_size'],
@@ -93,8 +95,6 @@ def config_from_hf(c: dict) -> Config:
     rope_scaling=tuple(sorted(rope.items())),
     qkv_bias=bias or kind == 'qwen2',
     out_bias=bias,
-    mlp_bias=bool(c.get('mlp_bias')),
+    mlp_bias=kind == 'llama' and bool(c.get('mlp_bias')),
     qk_norm=kind == 'qwen3',
   )
-
-

@@ -11,30 +11,42 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Float
 
 from jedit.models import gpt, llama
 from jedit.models.layers import Config
-from jedit.types import Params
+from jedit.models.packing import (
+  Layout,
+  Past,
+  attention,
+  from_grid,
+  layout,
+  take,
+  to_grid,
+)
+from jedit.types import JeditError, Params
 
+# Callers find the packing here too: it is how `run` is called.
+__all__ = [
+  'Layout',
+  'Model',
+  'Past',
+  'Trace',
+  'attention',
+  'build',
+  'cache',
+  'from_grid',
+  'join',
+  'layout',
+  'run',
+  'split',
+  'take',
+  'to_grid',
+]
 _FAMILIES = {'llama': llama, 'gpt': gpt}
-
-
-class Layout(NamedTuple):
-  """Where the real tokens of a grid [R, T] are in a packed list [M].
-
-  Attributes:
-    slot: int32 [M], flat grid slot of each packed token; R * T if unused.
-    token: int32 [R, T], packed index of each slot; M where empty.
-    positions: int32 [M].
-  """
-
-  slot: jax.Array
-  token: jax.Array
-  positions: jax.Array
 
 
 class Trace(NamedTuple):
@@ -117,8 +129,9 @@ def build(config: Config) -> Model:
     if not config.tied:
       head = normal(keys[3], (config.width, config.vocab_size))
       params['head'] = {'kernel': head}
-      if config.head_bias:
-        params['head']['bias'] = jnp.zeros(config.vocab_size)
+    if config.head_bias:
+      bias = {'bias': jnp.zeros(config.vocab_size)}
+      params['head'] = params.get('head', {}) | bias
     return params
 
   return Model(config, embed, address, value, logits, init)
@@ -132,121 +145,44 @@ def _attend_self(config, q, k, v):
 def split(params: Params, lo: int, hi: int) -> Params:
   """Cuts 'layers' into 'below' [0, lo), 'site' [lo, hi] and 'above'.
 
-  `lo` and `hi` are the first and the last edited layer, counted from 0, as in
-  the papers' "layers 4-8".
+  The site's down-projections, which are edited, become float32.
+
+  Args:
+    params: unsplit params, NumPy or JAX.
+    lo: first edited layer, counted from 0, as in the papers' "layers 4-8".
+    hi: last edited layer.
   """
   params = dict(params)
   layers = params.pop('layers')
+  count = layers['mlp']['down']['kernel'].shape[0]
+  if not 0 <= lo <= hi < count:
+    raise JeditError(
+      f'layers {lo}-{hi}: the model has layers 0-{count - 1}, the first '
+      'edited layer comes first'
+    )
   cut = lambda a, b: jax.tree.map(lambda x: x[a:b], layers)
+  site = cut(lo, hi + 1)
+  down = site['mlp']['down']
+  down['kernel'] = down['kernel'].astype(np.float32, copy=False)
   return {
     **params,
     'below': cut(None, lo),
-    'site': cut(lo, hi + 1),
+    'site': site,
     'above': cut(hi + 1, None),
   }
 
 
 def join(params: Params) -> Params:
-  """Undoes split."""
+  """Undoes split; the site's kernels get the dtype of the other layers'."""
   params = dict(params)
   segments = [params.pop(name) for name in ('below', 'site', 'above')]
-  cat = lambda *x: jnp.concatenate(x, axis=0)
+
+  def cat(*parts):
+    dtype = parts[0].dtype
+    xp = np if isinstance(parts[0], np.ndarray) else jnp
+    return xp.concatenate([x.astype(dtype, copy=False) for x in parts])
+
   return {**params, 'layers': jax.tree.map(cat, *segments)}
-
-
-def layout(
-  mask: Bool[Array, 'R T'], positions: Int[Array, 'R T'], size: int
-) -> Layout:
-  """Packs the slots where mask is True, in order, into `size` tokens."""
-  flat = mask.ravel()
-  slot = jnp.nonzero(flat, size=size, fill_value=flat.size)[0]
-  token = jnp.where(flat, jnp.cumsum(flat) - 1, size).reshape(mask.shape)
-  taken = positions.ravel().at[slot].get(mode='fill', fill_value=0)
-  return Layout(slot.astype(jnp.int32), token.astype(jnp.int32), taken)
-
-
-def take(x: jax.Array, index: jax.Array) -> jax.Array:
-  """x[index] over axis 0; zeros where index is past the end."""
-  return x.at[index].get(mode='fill', fill_value=0)
-
-
-@jax.custom_vjp
-def _exchange(x, index, inverse):
-  """x[index], when index is one-to-one on its real entries.
-
-  Then the transpose is a gather too, by `inverse` (a scatter is slow).
-  """
-  del inverse
-  return take(x, index.ravel()).reshape(*index.shape, *x.shape[1:])
-
-
-def _exchange_fwd(x, index, inverse):
-  return _exchange(x, index, inverse), (index, inverse)
-
-
-def _exchange_bwd(saved, g):
-  index, inverse = saved
-  flat = g.reshape(index.size, *g.shape[index.ndim :])
-  back = take(flat, inverse.ravel())
-  return back.reshape(*inverse.shape, *back.shape[1:]), None, None
-
-
-_exchange.defvjp(_exchange_fwd, _exchange_bwd)
-
-
-def to_grid(x: jax.Array, at: Layout) -> jax.Array:
-  """[M, ...] -> [R, T, ...], zeros in empty slots."""
-  return _exchange(x, at.token, at.slot)
-
-
-def from_grid(x: jax.Array, at: Layout) -> jax.Array:
-  """[R, T, ...] -> [M, ...]."""
-  flat = x.reshape(-1, *x.shape[2:])
-  return _exchange(flat, at.slot, at.token.ravel())
-
-
-class Past(NamedTuple):
-  """Cached keys and values [.., R, H, P, A] and which of them exist [R, P]."""
-
-  k: jax.Array
-  v: jax.Array
-  mask: jax.Array
-
-
-def attention(at: Layout, size: int, past: Past | None = None) -> Callable:
-  """attend(q, k, v) over packed tokens: causal within a row, past first."""
-  rows, width = at.token.shape
-  here = at.token < size
-  mask = here[:, None, :] & jnp.tril(jnp.ones((width, width), bool))
-  if past is not None:
-    seen = jnp.broadcast_to(past.mask[:, None], (rows, width, past.k.shape[2]))
-    mask = jnp.concatenate([seen, mask], axis=-1)
-
-  def heads_first(x):
-    return to_grid(x, at).swapaxes(1, 2)  # [R, H, T, A]
-
-  def attend(q, k, v):
-    groups, depth = k.shape[-2:]
-    per = q.shape[-2] // groups
-    q, k, v = heads_first(q), heads_first(k), heads_first(v)
-    q = q.reshape(rows, groups, per * width, depth) / math.sqrt(depth)
-    dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    scores = dot(q, k.mT)
-    if past is not None:
-      scores = jnp.concatenate([dot(q, past.k.mT), scores], axis=-1)
-    scores = scores.reshape(rows, groups, per, width, -1)
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights.reshape(rows, groups, per * width, -1)
-    if past is None:
-      out = weights @ v
-    else:
-      before, after = jnp.split(weights, [past.k.shape[2]], axis=-1)
-      out = before @ past.v + after @ v
-    out = out.reshape(rows, groups * per, width, depth).swapaxes(1, 2)
-    return from_grid(out, at)
-
-  return attend
 
 
 def run(
@@ -290,4 +226,3 @@ def cache(
   keep = lambda trace: jax.tree.map(heads_first, trace.kv)
   out, (k, v) = run(model, layers, x, at, keep=keep)
   return out, Past(k, v, at.token < x.shape[0])
-

@@ -1,0 +1,21 @@
+"""Llama-2-7B; hyper-parameters of EasyEdit's published MEMIT file.
+
+There is no AlphaEdit file for this model: threshold and ridge are those of
+AlphaEdit for Llama-3-8B.
+"""
+
+from configs import base
+
+
+def get_config(method='alphaedit'):
+  """alphaedit, memit, memit_history."""
+  return base.get_config(
+    method,
+    model='meta-llama/Llama-2-7b-hf',
+    layers=(4, 8),
+    optimiser={'steps': 25, 'lr': 0.5, 'weight_decay': 0.001, 'clamp': 4.0},
+    methods={
+      'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
+      'memit': {'weight': 15_000.0},
+    },
+  )

@@ -1,0 +1,20 @@
+"""Qwen2.5-7B; hyper-parameters of EasyEdit's published files.
+
+Those of AlphaEdit are from its file for Qwen2.5-7B-Instruct.
+"""
+
+from configs import base
+
+
+def get_config(method='alphaedit'):
+  """alphaedit, memit, memit_history."""
+  return base.get_config(
+    method,
+    model='Qwen/Qwen2.5-7B',
+    layers=(4, 8),
+    optimiser={'steps': 25, 'lr': 0.5, 'weight_decay': 0.001, 'clamp': 4.0},
+    methods={
+      'alphaedit': {'threshold': 0.02, 'ridge': 1.0},
+      'memit': {'weight': 15_000.0},
+    },
+  )

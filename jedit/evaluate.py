@@ -1,0 +1,165 @@
+"""Prompts of a request set through a model, teacher-forced.
+
+A prompt is run once and its last hidden state and cache serve all its
+candidate targets. Token ids are joined, never encoded again.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jedit import metrics, prompts
+from jedit.models import transformer
+from jedit.models.transformer import Model, Past
+from jedit.prompts import Questions, round_up
+from jedit.requests import Request
+from jedit.types import Params
+
+
+class Probe(NamedTuple):
+  """The questions that measure a request set.
+
+  Attributes:
+    questions: candidates are (new target, old target).
+    record: int [Q], index of the request.
+    kind: int [Q], index into metrics.KINDS.
+  """
+
+  questions: Questions
+  record: np.ndarray
+  kind: np.ndarray
+
+
+class Scores(NamedTuple):
+  """Per-token -log p and all-argmax of each candidate, [Q, K]; NaN absent."""
+
+  nll: np.ndarray
+  correct: np.ndarray
+
+
+def probe(tokenizer, requests: Sequence[Request], rendering: str = 'raw') -> Probe:
+  """Rewrite, paraphrase and neighbourhood questions of each request."""
+  texts, targets, record, kind = [], [], [], []
+  for number, r in enumerate(requests):
+    asked = [r.text], r.paraphrases, r.neighbours
+    for which, group in enumerate(asked):
+      for text in group:
+        texts.append(text)
+        targets.append((r.target, r.old_target))
+        record.append(number)
+        kind.append(which)
+  q = prompts.questions(tokenizer, texts, targets, rendering)
+  return Probe(q, np.array(record), np.array(kind))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
+  """(-log p [R, K], correct [R, K]) of one chunk of questions."""
+  rows, wide = q.prompt.shape
+  count, long = q.target.shape[1:]
+  slots = jnp.broadcast_to(jnp.arange(wide), q.prompt.shape)
+  at = transformer.layout(slots < q.prompt_len[:, None], slots, head)
+  tokens = transformer.take(q.prompt.ravel(), at.slot)
+  x = model.embed(params, tokens, at.positions)
+  if tail:
+    x, past = transformer.cache(model, params['layers'], x, at)
+  else:
+    x, _ = transformer.run(model, params['layers'], x, at)
+  end = at.token[jnp.arange(rows), jnp.maximum(q.prompt_len - 1, 0)]
+  logits = model.logits(params, transformer.take(x, end))
+  first = q.target[:, :, 0]
+  nll = jax.nn.logsumexp(logits, -1)[:, None] - jnp.take_along_axis(
+    logits, first, axis=1
+  )
+  correct = jnp.argmax(logits, -1)[:, None] == first
+  if tail:
+    more = jnp.arange(long)[None] < (q.target_len.reshape(-1, 1) - 1)
+    start = jnp.repeat(q.prompt_len, count)[:, None]
+    here = transformer.layout(more, start + jnp.arange(long)[None], tail)
+    target = q.target.reshape(-1, long)
+    tokens = transformer.take(target.ravel(), here.slot)
+    wanted = transformer.take(jnp.roll(target, -1, axis=1).ravel(), here.slot)
+    x = model.embed(params, tokens, here.positions)
+    each = lambda a, axis: jnp.repeat(a, count, axis=axis)
+    past = Past(each(past.k, 1), each(past.v, 1), each(past.mask, 0))
+    x, _ = transformer.run(model, params['layers'], x, here, past)
+    logits = model.logits(params, x)
+    chosen = jnp.take_along_axis(logits, wanted[:, None], axis=1)[:, 0]
+    rest = jax.nn.logsumexp(logits, -1) - chosen
+    right = (jnp.argmax(logits, -1) == wanted).astype(jnp.float32)
+    grid = lambda a: transformer.to_grid(a, here).sum(1).reshape(rows, count)
+    nll = nll + grid(rest)
+    correct = correct & (grid(1 - right) == 0)
+  return nll / jnp.maximum(q.target_len, 1), correct
+
+
+def score(
+  model: Model,
+  params: Params,
+  questions: Questions,
+  rows: int = 128,
+  progress: Callable[[int], None] = lambda done: None,
+) -> Scores:
+  """Scores all questions, `rows` at a time, in one compiled program.
+
+  Args:
+    model: the network.
+    params: unsplit params.
+    questions: prompts and candidate targets.
+    rows: questions a chunk.
+    progress: called with the number of questions done after each chunk.
+  """
+  total = len(questions.prompt_len)
+  fill = -total % rows
+  padded = jax.tree.map(
+    lambda a: np.concatenate([a, np.zeros((fill, *a.shape[1:]), a.dtype)]),
+    questions,
+  )
+  chunks = [
+    jax.tree.map(lambda a: a[i : i + rows], padded)
+    for i in range(0, total + fill, rows)
+  ]
+  head = max(int(c.prompt_len.sum()) for c in chunks)
+  tail = max(int(np.maximum(c.target_len - 1, 0).sum()) for c in chunks)
+  head, tail = round_up(head, 64), round_up(tail, 32) if tail else 0
+  out = []
+  for number, chunk in enumerate(chunks, 1):
+    out.append(jax.device_get(_score(model, params, chunk, head, tail)))
+    progress(min(number * rows, total))
+  nll, correct = (np.concatenate(a)[:total] for a in zip(*out, strict=True))
+  absent = questions.target_len == 0
+  return Scores(
+    np.where(absent, np.nan, nll), np.where(absent, np.nan, correct)
+  )
+
+
+def counterfact(
+  scores: Scores, asked: Probe, exclude: set[int] | frozenset[int] = frozenset()
+) -> dict:
+  """{'counterfact': {protocol: {measure: percent}}} of scored questions."""
+  success = metrics.hits(asked.kind, *scores)
+  table = metrics.counterfact(asked.record, asked.kind, success, exclude)
+  return {'counterfact': table}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def perplexity(model: Model, params: Params, tokens: jax.Array) -> jax.Array:
+  """exp of the mean -log p of each row's tokens after the first; [R, T] full.
+
+  Args:
+    model: the network.
+    params: unsplit params.
+    tokens: int32 [R, T], no padding.
+  """
+  rows, wide = tokens.shape
+  slots = jnp.broadcast_to(jnp.arange(wide), tokens.shape)
+  at = transformer.layout(jnp.ones(tokens.shape, bool), slots, tokens.size)
+  x = model.embed(params, tokens.ravel(), at.positions)
+  x, _ = transformer.run(model, params['layers'], x, at)
+  logits = model.logits(params, x).reshape(rows, wide, -1)[:, :-1]
+  chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=2)[..., 0]
+  return jnp.exp(jnp.mean(jax.nn.logsumexp(logits, -1) - chosen))

@@ -1,0 +1,47 @@
+"""Scores a model on a request set.
+
+  python -m launch.evaluate --config=configs/smollm2_135m.py \\
+    --config.params=runs/a --config.requests=facts.jsonl
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+
+from jedit import evaluate, metrics, requests
+from jedit.models.load import load
+from launch import common
+
+_CONFIG = common.config_flag()
+
+
+def main(_):
+  config = _CONFIG.value
+  path = config.requests or common.FACTS
+  asked, skipped = requests.read(path, config.on_bad_request)
+  asked = requests.select(asked, config.num_edits, config.order, config.seed)
+  for line in skipped:
+    common.say(f'skipped: {line}')
+  source = config.params or config.model
+  loaded = load(source)
+  params = jax.tree.map(jnp.asarray, loaded.params)
+  probe = evaluate.probe(loaded.tokenizer, asked, config.rendering)
+  with common.bar(len(probe.kind), 'evaluation', 'prompt') as b:
+    scores = evaluate.score(
+      loaded.model, params, probe.questions, progress=common.ticker(b)
+    )
+  gone = requests.overwritten(asked)
+  table = evaluate.counterfact(scores, probe, gone)
+  common.say(f'{source}, {len(asked)} records of {path}, in percent')
+  for protocol in metrics.PROTOCOLS:
+    row = table['counterfact'][protocol]
+    cells = ', '.join(
+      f'{k} {"-" if v is None else format(v, ".2f")}' for k, v in row.items()
+    )
+    common.say(f'CounterFact, {protocol}: {cells}')
+  common.say(json.dumps({'metrics': table, 'compat': 'memit-2022'}))
+
+
+if __name__ == '__main__':
+  common.run(main)

@@ -1,0 +1,120 @@
+"""The run folder: config.json, results.json, log.jsonl, edits, checkpoint."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import time
+
+from ml_collections import ConfigDict
+
+from jedit import checkpoint
+from jedit.types import JeditError
+from launch import common
+
+SCHEMA = 1
+
+
+def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
+  """The folder of a run: new, or one that goes on with the same config.
+
+  Args:
+    workdir: its name; '' makes a new one, named by the time.
+    config: what was asked for.
+    facts: what else must agree to go on (hashes of inputs).
+  """
+  resolved = json.loads(config.to_json_best_effort()) | {'inputs': facts}
+  path = pathlib.Path(workdir or _new_name(config))
+  known = path / 'config.json'
+  if known.is_file():
+    try:
+      old = json.loads(known.read_text())
+    except ValueError as e:
+      raise JeditError(f'{known} is damaged ({e}); name another --workdir') from e
+    wrong = [k for k in old | resolved if old.get(k) != resolved.get(k)]
+    if wrong:
+      listed = '; '.join(
+        f'{k} was {old.get(k)!r}, is {resolved.get(k)!r}' for k in wrong
+      )
+      raise JeditError(
+        f'{path} is of a run with another config ({listed}); name another '
+        '--workdir'
+      )
+  elif path.exists() and any(path.iterdir()):
+    raise JeditError(f'{path} holds something else; name another --workdir')
+  path.mkdir(parents=True, exist_ok=True)
+  checkpoint.write_text(known, json.dumps(resolved, indent=2) + '\n')
+  return path
+
+
+def _new_name(config: ConfigDict) -> str:
+  stamp = time.strftime('%Y%m%d-%H%M%S')
+  return f'runs/{stamp}-{config.method}'
+
+
+class Log:
+  """log.jsonl: one line a chunk; a resumed run keeps those before its cursor."""
+
+  def __init__(self, folder: pathlib.Path, cursor: int):
+    self.path = folder / 'log.jsonl'
+    self.lines = []
+    if self.path.is_file():
+      for line in self.path.read_text().splitlines():
+        try:
+          entry = json.loads(line)
+        except ValueError:
+          break  # cut short by a kill
+        if entry['cursor'] <= cursor:
+          self.lines.append(entry)
+    checkpoint.write_text(
+      self.path, ''.join(json.dumps(e) + '\n' for e in self.lines)
+    )
+
+  def add(self, **entry) -> None:
+    self.lines.append(entry)
+    with self.path.open('a') as f:
+      f.write(json.dumps(entry) + '\n')
+
+
+def remembered(path: pathlib.Path, make):
+  """What a JSON file holds; made and written first if it is not there."""
+  if not path.is_file():
+    checkpoint.write_text(path, json.dumps(make()) + '\n')
+  return json.loads(path.read_text())
+
+
+def versions() -> dict[str, str]:
+  names = 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers'
+  found = {n: importlib.metadata.version(n) for n in names}
+  return {'python': platform.python_version(), **found}
+
+
+def show(results: dict) -> None:
+  """The table before/after, the protocol beside every number."""
+  metrics = results['metrics']
+  common.say(f'\n{results["num_edits"]} facts, {results["method"]}, percent:')
+  names = 'efficacy', 'generalization', 'specificity', 'score'
+  common.say(f'{"CounterFact":<28}' + ''.join(f'{n:>16}' for n in names))
+  means = {'probability': 'harmonic', 'argmax': 'arithmetic'}
+  for protocol, mean in means.items():
+    for when in 'before', 'after':
+      row = metrics[when]['counterfact'][protocol]
+      cells = ''.join(
+        f'{"-":>16}' if row[n] is None else f'{row[n]:16.2f}' for n in names
+      )
+      common.say(f'{protocol + ", " + when:<28}{cells}')
+    common.say(f'{"":<28}score: {mean} mean of the three')
+  left = results.get('overwritten')
+  if left:
+    common.say(f'{left} facts were overwritten by later ones; not scored')
+  for row in results.get('continuations', []):
+    common.say(f'\n{row["prompt"]}\n  before:{row["before"]}\n  after: {row["after"]}')
+  t = results['timing']
+  common.say(
+    f'\n{t["edit_seconds_per_fact"]:.2f} s a fact; compiling '
+    f'{t["compile_seconds"]:.1f} s, statistics {t["stats_seconds"]:.1f} s, '
+    f'evaluation {t["evaluate_seconds"]:.1f} s'
+  )
+
+
+__all__ = ['Log', 'SCHEMA', 'open_folder', 'remembered', 'show', 'versions']

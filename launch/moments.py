@@ -1,0 +1,77 @@
+"""Second moments for a run: from the cache, or made and put there."""
+
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jedit import checkpoint, generate, prompts, stats
+from jedit.models.load import Loaded
+from jedit.types import JeditError, SecondMoment
+from launch import common
+
+
+def identity(config: ConfigDict, loaded: Loaded, base_hash: str) -> str:
+  """All that second moments depend on, as one line."""
+  corpus = config.corpus and common.file_hash(config.corpus)
+  own = {'seed': config.seed, 'start': config.self_text_start}
+  return json.dumps({
+    'weights': base_hash,
+    'tokenizer': _tokenizer_hash(loaded.tokenizer),
+    'corpus': corpus or own,
+    'window': config.corpus_window,
+    'tokens': config.corpus_tokens,
+    'layers': list(config.layers),
+    'dtype': 'float32',
+  }, sort_keys=True)
+
+
+def _tokenizer_hash(tokenizer) -> str:
+  vocabulary = sorted(tokenizer.get_vocab().items())
+  return checkpoint.digest(json.dumps(vocabulary).encode())
+
+
+def get(
+  config: ConfigDict, loaded: Loaded, split, base_hash: str
+) -> tuple[SecondMoment, float]:
+  """(moments of the site layers, seconds it took to make them)."""
+  start = time.perf_counter()
+  lo, hi = config.layers
+  if '{}' in config.corpus:
+    width = loaded.model.config.mlp_width
+    return stats.published(config.corpus, range(lo, hi + 1), width), 0.0
+  key = identity(config, loaded, base_hash)
+  path = common.cache_dir() / 'moments' / f'{checkpoint.digest(key.encode())}.npz'
+  if path.is_file():
+    common.say(f'second moments: {path}')
+    return stats.load(path, key), 0.0
+  if config.corpus:
+    documents = (
+      loaded.tokenizer(text, add_special_tokens=False).input_ids
+      for text in stats.read_corpus(config.corpus)
+    )
+    start_ids = prompts.start_ids(loaded.tokenizer)
+  else:
+    params = jax.tree.map(jnp.asarray, loaded.params)
+    tokens = config.corpus_tokens or 100_000
+    with common.bar(tokens, 'writing text', 'token') as b:
+      documents = generate.documents(
+        loaded.model, params, loaded.tokenizer, tokens, config.corpus_window,
+        config.seed, config.self_text_start, common.ticker(b),
+      )
+    start_ids = []
+  if config.corpus_window <= len(start_ids):
+    raise JeditError(f'corpus_window={config.corpus_window}: too short')
+  rows = max(1, 4096 // config.corpus_window)
+  batches = stats.windows(
+    documents, start_ids, config.corpus_window, rows, config.corpus_tokens
+  )
+  with common.bar(config.corpus_tokens or None, 'second moments', 'token') as b:
+    moment = stats.collect(
+      loaded.model, split, batches, path.with_suffix('.partial.npz'),
+      common.ticker(b),
+    )
+  stats.save(path, moment, key)
+  return moment, time.perf_counter() - start

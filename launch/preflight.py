@@ -1,0 +1,67 @@
+"""Bytes and seconds a run needs, before anything heavy starts."""
+
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jedit.models.load import Loaded
+from jedit.types import EditBatch, JeditError
+from launch import common
+
+
+def available() -> float:
+  """Bytes of the device's memory, or of the host's when it is a CPU."""
+  stats = jax.devices()[0].memory_stats() or {}
+  if 'bytes_limit' in stats:
+    return stats['bytes_limit']
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def matmul_rate(size: int = 1024) -> float:
+  """Float32 operations a second of one matrix product."""
+  x = jnp.ones((size, size))
+  product = jax.jit(jnp.matmul)
+  product(x, x).block_until_ready()
+  start = time.perf_counter()
+  for _ in range(5):
+    product(x, x).block_until_ready()
+  return 5 * 2 * size**3 / (time.perf_counter() - start)
+
+
+def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
+  """Prints the plan and refuses one that does not fit."""
+  c, (lo, hi) = loaded.model.config, config.layers
+  weights = sum(x.nbytes for x in jax.tree.leaves(loaded.params))
+  head, tail, _, scored = batches.budget
+  above = c.num_layers - 1 - hi
+  rows = batches.valid.shape[1] * batches.head_len.shape[2]
+  cached = 8 * above * rows * batches.head.shape[-1] * c.num_kv_heads * c.head_dim
+  saved = 4 * above * tail * (4 * c.mlp_width + 10 * c.width)
+  logits = 3 * 4 * (scored + batches.valid.shape[1]) * c.vocab_size
+  sites = hi - lo + 1
+  state = 3 * 4 * sites * c.mlp_width**2
+  layer = 2 * (c.width * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+               + 3 * c.width * c.mlp_width)
+  steps = config.optimiser.get('steps', 25) - 1
+  work = layer * ((head + tail) * c.num_layers + 2 * steps * tail * above)
+  work += 4 * steps * (scored + batches.valid.shape[1]) * c.width * c.vocab_size
+  seconds = work * batches.valid.shape[0] / (0.7 * matmul_rate())
+  parts = {
+    'weights': 2 * weights, 'values': saved + cached + logits, 'prior': state,
+  }
+  need = sum(parts.values())
+  have = config.memory or available()
+  listed = ', '.join(f'{k} {v / 2**30:.2f}' for k, v in parts.items())
+  common.say(
+    f'preflight: {need / 2**30:.2f} GiB of {have / 2**30:.1f} ({listed}); '
+    f'editing takes at most about {seconds:.0f} s'
+  )
+  if need > have:
+    raise JeditError(
+      f'this run needs about {need / 2**30:.1f} GiB and there are '
+      f'{have / 2**30:.1f}: choose a smaller --config.batch_size (now '
+      f'{config.batch_size}) or fewer layers'
+    )

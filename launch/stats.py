@@ -1,0 +1,39 @@
+"""Makes the second moments of a config's site layers, and keeps them.
+
+  python -m launch.stats --config=configs/smollm2_135m.py:memit \\
+    --config.corpus=wikipedia.jsonl.gz
+
+launch.edit with the same config finds them.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jedit
+from jedit import checkpoint, condition
+from jedit.models.load import load
+from launch import common, moments
+
+_CONFIG = common.config_flag()
+
+
+def main(_):
+  config = _CONFIG.value
+  loaded = load(config.model)
+  lo, hi = common.check_layers(config, loaded)
+  params = jedit.split(jax.tree.map(jnp.asarray, loaded.params), lo, hi)
+  base_hash = checkpoint.fingerprint(loaded.params)
+  moment, seconds = moments.get(config, loaded, params, base_hash)
+  values, _ = condition.spectrum(moment.moment)
+  common.say(f'{int(moment.count)} tokens in {seconds:.1f} s; eigenvalues:')
+  common.say(f'{"layer":>5}{"least":>12}{"median":>12}{"most":>12}{"< 0.02":>9}')
+  for layer, v in zip(range(lo, hi + 1), values, strict=True):
+    common.say(
+      f'{layer:>5}{v[0]:>12.3g}{np.median(v):>12.3g}{v[-1]:>12.3g}'
+      f'{np.mean(v < 0.02):>9.1%}'
+    )
+
+
+if __name__ == '__main__':
+  common.run(main)

@@ -1,0 +1,152 @@
+"""The stream of edits: chunks of the scan, with health and checkpoints between.
+
+The carry (edited kernels, editor state, cursor) is the checkpoint; a run that
+was killed goes on from the last one, bit for bit.
+"""
+
+import functools
+import math
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import jedit
+from jedit import checkpoint, evaluate
+from jedit.models.transformer import Model
+from jedit.types import EditBatch, Editor, JeditError, Params
+from launch import common
+from launch.folder import Log
+
+
+class Stream(NamedTuple):
+  """What a stream leaves behind."""
+
+  params: Params  # split, edited
+  state: object
+  compile_seconds: float
+  log: list[dict]
+
+
+def _chunk(batches: EditBatch, start: int, size: int) -> EditBatch:
+  """Batches [start, start + size), filled up with inert ones."""
+
+  def cut(a):
+    part = np.asarray(a[start : start + size])
+    fill = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
+    return jnp.asarray(np.concatenate([part, fill]))
+
+  return jax.tree.map(cut, batches)
+
+
+@jax.jit
+def _norms(kernel):
+  return jnp.linalg.norm(kernel, axis=(1, 2))
+
+
+def _kernel(params):
+  return params['site']['mlp']['down']['kernel']
+
+
+def _with_kernel(params, kernel):
+  site = params['site']
+  down = {**site['mlp']['down'], 'kernel': kernel}
+  return {**params, 'site': {**site, 'mlp': {**site['mlp'], 'down': down}}}
+
+
+def run(
+  config: ConfigDict, model: Model, editor: Editor, params: Params,
+  batches: EditBatch, prose: jax.Array, folder: pathlib.Path, curve,
+) -> Stream:
+  """Edits all batches, from the last checkpoint of the folder on.
+
+  Args:
+    config: checkpoint_every, curve_every, max_perplexity, max_norm.
+    model: the network.
+    editor: the editor.
+    params: split params before any edit (donated).
+    batches: the whole stream.
+    prose: token rows for the perplexity.
+    folder: run folder.
+    curve: (split params, facts done) -> None, called every `curve_every`.
+  """
+  size, total = config.checkpoint_every, len(batches.valid)
+  base_norms = _norms(_kernel(params))
+  ppl = jax.jit(lambda p: evaluate.perplexity(model, jedit.join(p), prose))
+  start = time.perf_counter()
+  base_ppl = float(ppl(params))
+  state = editor.init(params)
+  fn = jax.jit(
+    functools.partial(jedit.edit_sequence, editor), donate_argnums=0
+  )
+  compiled = fn.lower(params, state, _chunk(batches, 0, size)).compile()
+  compile_seconds = time.perf_counter() - start
+  store = folder / 'checkpoint'
+  cursor, found = 0, checkpoint.steps(store)
+  if found:
+    like = {'kernel': _kernel(params), 'state': state, 'cursor': jnp.zeros((), int)}
+    saved = checkpoint.load(store / f'{found[-1]:06d}', like)
+    cursor, state = int(saved['cursor']), saved['state']
+    params = _with_kernel(params, saved['kernel'])
+    common.say(f'resuming after batch {cursor} of {total}')
+  log = Log(folder, cursor)
+  facts = int(np.asarray(batches.valid).sum())
+  done = int(np.asarray(batches.valid)[:cursor].sum())
+  with common.bar(facts, 'edits', 'fact') as progress:
+    progress.update(done)
+    while cursor < total:
+      began = time.perf_counter()
+      params, state, report = compiled(params, state, _chunk(batches, cursor, size))
+      report = jax.device_get(report)
+      seconds = time.perf_counter() - began
+      count = int(report.facts.sum())
+      cursor, done = min(cursor + size, total), done + count
+      ratio = np.asarray(_norms(_kernel(params)) / base_norms)
+      entry = {
+        'cursor': cursor,
+        'num_edits': done,
+        'seconds': seconds,
+        'facts': count,
+        'reached': int(report.reached.sum()),
+        'steps': int(report.steps.sum()),
+        'residual': np.round(report.residual, 5).tolist(),
+        'norm_ratio': np.round(ratio, 5).tolist(),
+        'perplexity': float(ppl(params)),
+        'base_perplexity': base_ppl,
+      }
+      _check(config, entry, store)
+      checkpoint.save_step(
+        store, cursor,
+        {'kernel': _kernel(params), 'state': state, 'cursor': np.array(cursor)},
+      )
+      log.add(**entry)
+      progress.set_postfix_str(
+        f'{seconds / max(count, 1):.2f} s/fact, targets reached '
+        f'{entry["reached"]}/{count}, perplexity {entry["perplexity"]:.1f}'
+      )
+      progress.update(count)
+      if config.curve_every and cursor % config.curve_every == 0:
+        curve(params, done)
+  return Stream(params, state, compile_seconds, log.lines)
+
+
+def _check(config: ConfigDict, entry: dict, store: pathlib.Path) -> None:
+  """Stops a run whose model is being destroyed, before it is saved."""
+  limit = config.max_perplexity * entry['base_perplexity']
+  worst = max(entry['norm_ratio'], key=lambda r: r if math.isfinite(r) else 1e30)
+  bad = None
+  if not entry['perplexity'] <= limit:
+    bad = f'perplexity {entry["perplexity"]:.1f} is above {limit:.1f} (max_perplexity)'
+  elif not worst <= config.max_norm:
+    bad = f'an edited matrix has {worst:.2f} times its norm (max_norm)'
+  if bad:
+    good = checkpoint.steps(store)
+    name = store / f'{good[-1]:06d}' if good else 'none: the base model'
+    raise JeditError(
+      f'stopped after {entry["num_edits"]} facts: {bad}. Last good checkpoint: '
+      f'{name}. Edit fewer facts, or raise the limit'
+    )

@@ -1,0 +1,46 @@
+"""Settings of every test: shapes checked, hypothesis derandomised."""
+
+import os
+import pathlib
+
+import hypothesis
+import jaxtyping
+import pytest
+
+# Before anything of jedit is imported: annotations become checks. Not those of
+# types.py, whose fields also hold NumPy arrays, shapes and shardings.
+jaxtyping.install_import_hook(
+  [
+    f'jedit.{name}'
+    for name in (
+      'condition', 'editors', 'generate', 'models', 'prompts', 'requests',
+      'sequence', 'stats', 'values',
+    )
+  ],
+  'beartype.beartype',
+)  # fmt: skip
+
+hypothesis.settings.register_profile(
+  'jedit', derandomize=True, deadline=None, max_examples=25, database=None
+)
+hypothesis.settings.load_profile('jedit')
+
+_BESIDE = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+
+
+@pytest.fixture
+def x64():
+  """Float64 for one test."""
+  import jax
+
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture(scope='session')
+def data():
+  """The data folder: JEDIT_DATA, or shared/data beside the checkout."""
+  folder = pathlib.Path(os.environ.get('JEDIT_DATA', _BESIDE))
+  if not folder.is_dir():
+    pytest.skip('no data folder (set JEDIT_DATA)')
+  return folder

