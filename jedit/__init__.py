@@ -2,6 +2,7 @@
 
 from jedit.editors.alphaedit import alphaedit
 from jedit.editors.memit import memit
+from jedit.models.load import load, save
 from jedit.models.transformer import join, split
 from jedit.prompts import edit_batches
 from jedit.sequence import edit_sequence
@@ -14,6 +15,8 @@ __all__ = [
   'edit_batches',
   'edit_sequence',
   'join',
+  'load',
   'memit',
+  'save',
   'split',
 ]

@@ -55,8 +55,10 @@ def save(path: str | os.PathLike, tree) -> None:
   try:
     ocp.save(path, jax.tree.map(jnp.asarray, tree), overwrite=True)
   except OSError as e:
-    raise JeditError(f'{path} cannot be written: {e}; free space and run the '
-                     'same command again') from e
+    raise JeditError(
+      f'{path} cannot be written: {e}; free space and run the '
+      'same command again'
+    ) from e
 
 
 def load(path: str | os.PathLike, like):
@@ -64,8 +66,11 @@ def load(path: str | os.PathLike, like):
   path = pathlib.Path(path).absolute()
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(
-        jax.devices()[0])), like,
+      x.shape,
+      x.dtype,
+      sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    ),
+    like,
   )
   try:
     return ocp.load(path, like)
@@ -82,7 +87,9 @@ def steps(folder: str | os.PathLike) -> list[int]:
   return sorted(int(n) for n in names if re.fullmatch(r'\d{6}', n))
 
 
-def save_step(folder: str | os.PathLike, number: int, tree, keep: int = 2) -> None:
+def save_step(
+  folder: str | os.PathLike, number: int, tree, keep: int = 2
+) -> None:
   """Saves checkpoint `number` of a folder and drops all but the last ones."""
   folder = pathlib.Path(folder)
   save(folder / f'{number:06d}', tree)
@@ -91,8 +98,11 @@ def save_step(folder: str | os.PathLike, number: int, tree, keep: int = 2) -> No
 
 
 def write_edit(
-  folder: str | os.PathLike, base: np.ndarray, edited: np.ndarray,
-  manifest: dict, state=None,
+  folder: str | os.PathLike,
+  base: np.ndarray,
+  edited: np.ndarray,
+  manifest: dict,
+  state=None,
 ) -> None:
   """Writes the difference of the site kernels.
 
@@ -114,8 +124,10 @@ def write_edit(
   }
   safetensors.numpy.save_file(deltas, part / 'delta.safetensors')
   if state is not None:
-    leaves = {str(i): np.ascontiguousarray(x)
-              for i, x in enumerate(jax.tree.leaves(state))}
+    leaves = {
+      str(i): np.ascontiguousarray(x)
+      for i, x in enumerate(jax.tree.leaves(state))
+    }
     safetensors.numpy.save_file(leaves, part / 'state.safetensors')
   (part / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
   shutil.rmtree(folder, ignore_errors=True)
@@ -128,7 +140,9 @@ def read_edit(folder: str | os.PathLike) -> tuple[dict, dict[int, np.ndarray]]:
   try:
     manifest = json.loads((folder / 'manifest.json').read_text())
     with safetensors.safe_open(folder / 'delta.safetensors', 'numpy') as f:
-      deltas = {int(name.split('.')[1]): f.get_tensor(name) for name in f.keys()}
+      deltas = {
+        int(name.split('.')[1]): f.get_tensor(name) for name in f.keys()
+      }
   except (OSError, ValueError, safetensors.SafetensorError) as e:
     raise JeditError(f'{folder} is not a whole edit folder: {e}') from e
   return manifest, deltas
@@ -158,5 +172,6 @@ def apply_edit(
   mlp = params['layers']['mlp']
   down = {**mlp['down'], 'kernel': kernel}
   return {
-    **params, 'layers': {**params['layers'], 'mlp': {**mlp, 'down': down}}
+    **params,
+    'layers': {**params['layers'], 'mlp': {**mlp, 'down': down}},
   }

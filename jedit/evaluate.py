@@ -41,7 +41,9 @@ class Scores(NamedTuple):
   correct: np.ndarray
 
 
-def probe(tokenizer, requests: Sequence[Request], rendering: str = 'raw') -> Probe:
+def probe(
+  tokenizer, requests: Sequence[Request], rendering: str = 'raw'
+) -> Probe:
   """Rewrite, paraphrase and neighbourhood questions of each request."""
   texts, targets, record, kind = [], [], [], []
   for number, r in enumerate(requests):
@@ -119,10 +121,8 @@ def score(
     lambda a: np.concatenate([a, np.zeros((fill, *a.shape[1:]), a.dtype)]),
     questions,
   )
-  chunks = [
-    jax.tree.map(lambda a: a[i : i + rows], padded)
-    for i in range(0, total + fill, rows)
-  ]
+  starts = range(0, total + fill, rows)
+  chunks = [Questions(*(a[i : i + rows] for a in padded)) for i in starts]
   head = max(int(c.prompt_len.sum()) for c in chunks)
   tail = max(int(np.maximum(c.target_len - 1, 0).sum()) for c in chunks)
   head, tail = round_up(head, 64), round_up(tail, 32) if tail else 0

@@ -50,7 +50,12 @@ def sample(
   aim = jax.random.uniform(key, (rows, 1)) * upto[:, -1:]
   where = jnp.minimum((upto <= aim).sum(-1), upto.shape[1] - 1)
   pick = lambda a, i: jnp.take_along_axis(a, i[:, None], axis=1)
-  rest = aim - jnp.where(where > 0, pick(upto, jnp.maximum(where - 1, 0))[:, 0], 0)[:, None]
+  rest = (
+    aim
+    - jnp.where(where > 0, pick(upto, jnp.maximum(where - 1, 0))[:, 0], 0)[
+      :, None
+    ]
+  )
   inside = jnp.take_along_axis(weight, where[:, None, None], axis=1)[:, 0]
   token = (jnp.cumsum(inside, axis=-1) <= rest).sum(-1)
   return where * block + jnp.minimum(token, block - 1)
@@ -88,7 +93,9 @@ def generate(
     jnp.broadcast_to(slots, prompt.shape),
     rows * wide,
   )
-  x = model.embed(params, transformer.take(prompt.ravel(), at.slot), at.positions)
+  x = model.embed(
+    params, transformer.take(prompt.ravel(), at.slot), at.positions
+  )
   x, past = transformer.cache(model, layers, x, at)
   grow = ((0, 0), (0, 0), (0, 0), (0, length), (0, 0))
   past = past._replace(k=jnp.pad(past.k, grow), v=jnp.pad(past.v, grow))
@@ -144,8 +151,13 @@ def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def complete(
-  model: Model, params: Params, tokenizer, texts: list[str], length: int,
-  top_k: int = 1, seed: int = 0,
+  model: Model,
+  params: Params,
+  tokenizer,
+  texts: list[str],
+  length: int,
+  top_k: int = 1,
+  seed: int = 0,
 ) -> list[str]:
   """Continuations of texts, as texts; cut at the end-of-text token."""
   prompt, sizes = padded([tokenizer(t).input_ids for t in texts])
@@ -173,8 +185,14 @@ def contexts(
   ids = [tokenizer(s, add_special_tokens=False).input_ids for s in starts]
   prompt, sizes = padded([bos + i for i in ids])
   out = generate(
-    model, params, prompt, sizes, length - len(bos) - 1,
-    jax.random.key(seed), 5, special_ids(tokenizer),
+    model,
+    params,
+    prompt,
+    sizes,
+    length - len(bos) - 1,
+    jax.random.key(seed),
+    5,
+    special_ids(tokenizer),
   )
   return [
     (i + o.tolist())[: length - len(bos)]
@@ -188,8 +206,14 @@ def special_ids(tokenizer) -> np.ndarray:
 
 
 def documents(
-  model: Model, params: Params, tokenizer, tokens: int, length: int, seed: int,
-  start: str = '', progress: Callable[[int], None] = lambda done: None,
+  model: Model,
+  params: Params,
+  tokenizer,
+  tokens: int,
+  length: int,
+  seed: int,
+  start: str = '',
+  progress: Callable[[int], None] = lambda done: None,
   rows: int = 128,
 ) -> list[list[int]]:
   """Texts the model writes itself, as ids: a corpus without a corpus.

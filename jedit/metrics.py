@@ -71,7 +71,9 @@ def counterfact(
     for number, name in enumerate(KINDS):
       use = (kind == number) & ~np.isnan(flags)
       use &= ~np.isin(record, list(exclude))
-      means = [flags[use & (record == r)].mean() for r in np.unique(record[use])]
+      means = [
+        flags[use & (record == r)].mean() for r in np.unique(record[use])
+      ]
       row[name] = 100 * float(np.mean(means)) if means else None
     row['score'] = score(row, protocol)
     out[protocol] = row

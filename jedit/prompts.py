@@ -36,7 +36,9 @@ def start_ids(tokenizer: Any) -> list[int]:
   """What the tokenizer puts in front of every text (BOS or nothing)."""
   bare = tokenizer('a', add_special_tokens=False).input_ids
   full = tokenizer('a').input_ids
-  return full[: len(full) - len(bare)] if full[-len(bare) :] == bare else full[:1]
+  return (
+    full[: len(full) - len(bare)] if full[-len(bare) :] == bare else full[:1]
+  )
 
 
 def continuation(tokenizer: Any, text: str) -> tuple[list[int], np.ndarray]:
@@ -50,7 +52,9 @@ def continuation(tokenizer: Any, text: str) -> tuple[list[int], np.ndarray]:
   return out.input_ids[first:], spans[first:]
 
 
-def target_ids(tokenizer: Any, target: str, rendering: str = 'raw') -> list[int]:
+def target_ids(
+  tokenizer: Any, target: str, rendering: str = 'raw'
+) -> list[int]:
   """Ids of a target after its prompt: one space in between, none in chat."""
   gap = '' if rendering == 'chat' else ' '
   return continuation(tokenizer, gap + target.strip())[0]
@@ -81,8 +85,13 @@ def _place(text: str, request: Request) -> int:
 
 
 def _prompt(
-  tokenizer: Any, text: str, subject: str, start: int,
-  context: Sequence[int] | None, bos: list[int], id: str,
+  tokenizer: Any,
+  text: str,
+  subject: str,
+  start: int,
+  context: Sequence[int] | None,
+  bos: list[int],
+  id: str,
 ) -> tuple[list[int], int]:
   """Ids of context + prompt and the index of the subject's last token."""
   if context is None:
@@ -98,11 +107,15 @@ def _prompt(
   inside &= spans[:, 1] > start + shift
   inside &= spans[:, 1] > spans[:, 0]
   if start < 0 or not inside.any():
-    raise JeditError(f'record {id}: subject "{subject}" has no token in "{text}"')
+    raise JeditError(
+      f'record {id}: subject "{subject}" has no token in "{text}"'
+    )
   where = np.flatnonzero(inside)
   seen = tokenizer.decode(ids[where[0] : where[-1] + 1])
   if subject.split()[-1] not in seen:
-    raise JeditError(f'record {id}: the tokens of subject "{subject}" read "{seen}"')
+    raise JeditError(
+      f'record {id}: the tokens of subject "{subject}" read "{seen}"'
+    )
   return [*before, *ids], len(before) + int(where[-1])
 
 
@@ -128,6 +141,7 @@ def _rows(tokenizer, request, contexts, rendering, bos):
 
 
 def round_up(n: int, step: int) -> int:
+  """The least multiple of `step` that is at least n, and above 0."""
   return -(-max(int(n), 1) // step) * step
 
 
@@ -161,7 +175,9 @@ def edit_batches(
   flat = [row for batch in rows for request in batch for row in request]
   longest = max(len(ids) for ids, _, _ in flat)
   if max_length is not None and longest > max_length:
-    raise JeditError(f'a prompt has {longest} tokens, the model takes {max_length}')
+    raise JeditError(
+      f'a prompt has {longest} tokens, the model takes {max_length}'
+    )
   shape = len(batches), batch_size, len(contexts) + 2
   wide = round_up(max(lookup for _, lookup, _ in flat), 8)
   long = round_up(max(len(ids) - lookup for ids, lookup, _ in flat), 4)
@@ -182,14 +198,18 @@ def edit_batches(
   most = lambda a: int(a.reshape(len(batches), -1).sum(1).max())
   plain = np.where(valid, head_len[:, :, 0] + 1, 0)
   budget = (
-    round_up(most(head_len), 256), round_up(most(tail_len), 64),
-    round_up(most(plain), 64), round_up(most(label >= 0), 32),
+    round_up(most(head_len), 256),
+    round_up(most(tail_len), 64),
+    round_up(most(plain), 64),
+    round_up(most(label >= 0), 32),
   )
   return EditBatch(head, head_len, tail, tail_len, label, valid, budget)
 
 
 def questions(
-  tokenizer: Any, texts: Sequence[str], targets: Sequence[Sequence[str | None]],
+  tokenizer: Any,
+  texts: Sequence[str],
+  targets: Sequence[Sequence[str | None]],
   rendering: str = 'raw',
 ) -> Questions:
   """Prompts [Q] and their K candidate targets as padded arrays."""
@@ -199,10 +219,12 @@ def questions(
     text = render(tokenizer, text, rendering)
     ids = tokenizer(text, add_special_tokens=False).input_ids
     prompts.append(ids if ids[: len(bos)] == bos and bos else bos + ids)
-    answers.append([
-      [] if c is None else target_ids(tokenizer, c, rendering)
-      for c in candidates
-    ])
+    answers.append(
+      [
+        [] if c is None else target_ids(tokenizer, c, rendering)
+        for c in candidates
+      ]
+    )
   wide = round_up(max(map(len, prompts)), 8)
   long = round_up(max(len(a) for row in answers for a in row), 4)
   count = len(answers[0])
@@ -213,6 +235,8 @@ def questions(
     for k, a in enumerate(row):
       target[q, k, : len(a)] = a
   return Questions(
-    prompt, np.array([len(p) for p in prompts], np.int32),
-    target, np.array([[len(a) for a in row] for row in answers], np.int32),
+    prompt,
+    np.array([len(p) for p in prompts], np.int32),
+    target,
+    np.array([[len(a) for a in row] for row in answers], np.int32),
   )

@@ -76,7 +76,9 @@ def _strings(record: dict, key: str, where: str) -> tuple[str, ...]:
 
 def _template(text: str, subject: str, where: str) -> str:
   if text.count('{}') > 1:
-    raise JeditError(f'{where}: the prompt has {text.count("{}")} "{{}}"; keep one')
+    raise JeditError(
+      f'{where}: the prompt has {text.count("{}")} "{{}}"; keep one'
+    )
   if '{}' not in text:
     if subject not in text:
       raise JeditError(
@@ -90,8 +92,9 @@ def _template(text: str, subject: str, where: str) -> str:
 def parse(record: object, where: str, id: str) -> Request:
   """Request of one record; JeditError names `where` and the field."""
   if not isinstance(record, dict):
-    raise JeditError(f'{where}: a record is a JSON object with prompt, subject '
-                     'and target')
+    raise JeditError(
+      f'{where}: a record is a JSON object with prompt, subject and target'
+    )
   id = str(record.get('case_id', record.get('id', id)))
   where = f'{where} (record {id})'
   if 'requested_rewrite' in record:  # CounterFact
@@ -103,7 +106,9 @@ def parse(record: object, where: str, id: str) -> Request:
   elif 'src' in record:  # zsRE as MEND publishes it
     answers = record.get('answers')
     if not isinstance(answers, list) or not answers:
-      raise JeditError(f'{where}: "answers" is not a list with one answer or more')
+      raise JeditError(
+        f'{where}: "answers" is not a list with one answer or more'
+      )
     inner = {**record, 'target': answers[0]}
     keys = 'src', 'subject', 'target', None, None
     probes = 'rephrase', None, None
@@ -116,10 +121,16 @@ def parse(record: object, where: str, id: str) -> Request:
   optional = lambda key: (
     _string(inner, key, where).strip() if inner.get(key) is not None else None
   )
-  lists = [() if key is None else _strings(record, key, where) for key in probes]
+  lists = [
+    () if key is None else _strings(record, key, where) for key in probes
+  ]
   return Request(
-    id, _template(_string(inner, prompt, where), subject, where), subject,
-    _string(inner, target, where).strip(), optional(old), optional(relation),
+    id,
+    _template(_string(inner, prompt, where), subject, where),
+    subject,
+    _string(inner, target, where).strip(),
+    optional(old),
+    optional(relation),
     *lists,
   )
 
@@ -131,11 +142,15 @@ def open_text(path: str | os.PathLike):
     raise JeditError(f'{path}: no such file')
   with path.open('rb') as f:
     packed = f.read(2) == b'\x1f\x8b'
-  return gzip.open(path, 'rt', encoding='utf-8') if packed else path.open(encoding='utf-8')
+  return (
+    gzip.open(path, 'rt', encoding='utf-8')
+    if packed
+    else path.open(encoding='utf-8')
+  )
 
 
 def read_json(path: str | os.PathLike) -> Iterable[tuple[str, object]]:
-  """(place, record) of a JSON list or of JSON lines; JeditError with the line."""
+  """(place, record) of a JSON list or lines; a JeditError for a bad line."""
   try:
     with open_text(path) as f:
       text = f.read()
@@ -153,8 +168,11 @@ def read_json(path: str | os.PathLike) -> Iterable[tuple[str, object]]:
       try:
         yield f'{path} line {number}', json.loads(line)
       except ValueError as e:
-        yield f'{path} line {number}', JeditError(
-          f'{path} line {number}: not JSON ({e}); mend or remove the line'
+        yield (
+          f'{path} line {number}',
+          JeditError(
+            f'{path} line {number}: not JSON ({e}); mend or remove the line'
+          ),
         )
 
 
@@ -217,7 +235,9 @@ def batched(
     (batches, warnings).
   """
   if on_collision not in ('error', 'last', 'merge'):
-    raise JeditError(f'on_collision={on_collision!r}: choose error, last or merge')
+    raise JeditError(
+      f'on_collision={on_collision!r}: choose error, last or merge'
+    )
   if batch_size < 1:
     raise JeditError(f'batch_size={batch_size}: at least 1')
   batches, warnings = [], []
@@ -241,8 +261,8 @@ def batched(
       else:
         raise JeditError(
           f'records {old.id} and {new.id} are in one batch and both edit '
-          f'"{new.text}" (to "{old.target}" and "{new.target}"); remove one, or '
-          'set on_collision=last'
+          f'"{new.text}" (to "{old.target}" and "{new.target}"); remove one, '
+          'or set on_collision=last'
         )
     subjects = collections.Counter(subject for subject, _ in chosen)
     for subject, count in subjects.items():

@@ -7,6 +7,7 @@ compensation, so that 10^8 tokens lose no small terms (TPUs have no float64).
 import functools
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -60,7 +61,9 @@ def add(
   """
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   at = transformer.layout(mask, positions, tokens.size)
-  x = model.embed(params, transformer.take(tokens.ravel(), at.slot), at.positions)
+  x = model.embed(
+    params, transformer.take(tokens.ravel(), at.slot), at.positions
+  )
   x, _ = transformer.run(model, params['below'], x, at)
   real = (at.slot < tokens.size)[:, None]
 
@@ -82,7 +85,10 @@ def mean(sums: Sums) -> SecondMoment:
 
 
 def windows(
-  documents: Iterable[list[int]], start: list[int], length: int, rows: int,
+  documents: Iterable[list[int]],
+  start: list[int],
+  length: int,
+  rows: int,
   tokens: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Token rows and masks [rows, length] of documents cut into windows.
@@ -177,8 +183,10 @@ def load(path: str | os.PathLike, identity: str) -> SecondMoment:
     with np.load(path) as f:
       found = str(f['identity'])
       moment = SecondMoment(f['moment'], f['count'])
-  except (OSError, ValueError, KeyError, EOFError) as e:
-    raise JeditError(f'{path} is no file of second moments ({e}); remove it') from e
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    raise JeditError(
+      f'{path} is no file of second moments ({e}); remove it'
+    ) from e
   if found != identity:
     raise JeditError(
       f'{path} holds second moments of something else:\n  it has    {found}\n'
@@ -203,8 +211,10 @@ def published(pattern: str, layers: Iterable[int], width: int) -> SecondMoment:
       with np.load(path, allow_pickle=False) as f:
         keys = {k.split('.')[-1]: k for k in f.files}
         total, count = f[keys['mom2']], f[keys['count']]
-    except (OSError, ValueError, KeyError) as e:
-      raise JeditError(f'{path}: no published second moment (mom2, count): {e}') from e
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+      raise JeditError(
+        f'{path}: no published second moment (mom2, count): {e}'
+      ) from e
     if total.shape != (width, width):
       raise JeditError(
         f'{path} is of another model: {total.shape}, the keys have {width}'
@@ -223,7 +233,9 @@ def read_corpus(path: str | os.PathLike) -> Iterator[str]:
     for where, record in read_json(path):
       if isinstance(record, JeditError):
         raise record
-      if not isinstance(record, dict) or not isinstance(record.get('text'), str):
+      if not isinstance(record, dict) or not isinstance(
+        record.get('text'), str
+      ):
         raise JeditError(f'{where}: no field "text"; a corpus line needs one')
       yield record['text']
     return

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from jedit.models import transformer
 from jedit.models.transformer import Layout, Model, Past
@@ -68,7 +68,10 @@ def enter(model: Model, params: Params, batch: EditBatch) -> Rows:
     [before < head_len[:, None], after < tail_len[:, None]], axis=-1
   )
   positions = jnp.concatenate(
-    [jnp.broadcast_to(before, (head_len.size, wide)), head_len[:, None] + after],
+    [
+      jnp.broadcast_to(before, (head_len.size, wide)),
+      head_len[:, None] + after,
+    ],
     axis=-1,
   )
   at = transformer.layout(mask, positions, batch.budget[0] + batch.budget[1])
@@ -86,7 +89,9 @@ def crop(
     -1, *a[:1, slot].shape[1:]
   )
   at = transformer.layout(part(rows.mask), part(rows.positions), size)
-  return transformer.from_grid(part(transformer.to_grid(rows.x, rows.at)), at), at
+  return transformer.from_grid(
+    part(transformer.to_grid(rows.x, rows.at)), at
+  ), at
 
 
 def safe_norm(x: Float[Array, '*B D']) -> Float[Array, '*B']:
@@ -122,16 +127,17 @@ def _suffix(
   first = at.slot % long == 0
   owner = jnp.where(first, at.slot // (rows * long), count)
   label = jnp.where(here, some(batch.label), -1)
-  slot = jnp.nonzero(
-    label.ravel() >= 0, size=scored, fill_value=label.size
-  )[0]
+  slot = jnp.nonzero(label.ravel() >= 0, size=scored, fill_value=label.size)[0]
   each = 1 / jnp.maximum((label >= 0).sum(-1, keepdims=True), 1) / (rows - 1)
   weight = jnp.broadcast_to(each, label.shape).ravel()
   last = at.token.reshape(count, rows, long)[:, -1, 0]
   token = at.token.ravel().at[slot].get(mode='fill', fill_value=tokens)
-  cached = lambda x: x.reshape(x.shape[0], -1, rows, *x.shape[2:]).at[
-    :, pick
-  ].get(mode='fill', fill_value=0).reshape(x.shape[0], -1, *x.shape[2:])
+  cached = lambda x: (
+    x.reshape(x.shape[0], -1, rows, *x.shape[2:])
+    .at[:, pick]
+    .get(mode='fill', fill_value=0)
+    .reshape(x.shape[0], -1, *x.shape[2:])
+  )
   mask = some(past.mask.reshape(-1, rows, past.mask.shape[-1]))
   return _Suffix(
     transformer.from_grid(some(tails).reshape(-1, long, tails.shape[-1]), at),
@@ -225,7 +231,11 @@ def optimiser(
 
       def fits(done):
         left = ~done
-        ask = left.sum(), (left * some(tokens)).sum(), (left * some(scored)).sum()
+        ask = (
+          left.sum(),
+          (left * some(tokens)).sum(),
+          (left * some(scored)).sum(),
+        )
         return jnp.all(jnp.stack(ask) <= jnp.asarray(smaller))
 
       def more(c):

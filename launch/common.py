@@ -26,7 +26,9 @@ DEFAULT = 'configs/smollm2_135m.py:alphaedit'
 def cache_dir() -> pathlib.Path:
   """Where statistics and compiled programs are kept between runs."""
   home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(os.environ.get('JEDIT_CACHE') or pathlib.Path(home) / 'jedit')
+  return pathlib.Path(
+    os.environ.get('JEDIT_CACHE') or pathlib.Path(home) / 'jedit'
+  )
 
 
 def config_flag():
@@ -50,8 +52,10 @@ def run(main) -> None:
     except JeditError as e:
       fail(str(e))
     except OSError as e:
-      fail(f'{e.filename or "disk"}: {e.strerror or e}; free space or mend the '
-           'permissions, then run the same command again')
+      fail(
+        f'{e.filename or "disk"}: {e.strerror or e}; free space or mend the '
+        'permissions, then run the same command again'
+      )
 
   try:
     app.run(guarded, flags_parser=_parse)
@@ -96,8 +100,11 @@ def build_editor(config: ConfigDict, loaded: Loaded, moment):
 def check_method(config: ConfigDict) -> None:
   """JeditError for an unknown method, or an argument it does not take."""
   known = sorted(
-    n for n in jedit.__all__
-    if inspect.getmodule(getattr(jedit, n)).__name__.startswith('jedit.editors.')
+    n
+    for n in jedit.__all__
+    if inspect.getmodule(getattr(jedit, n)).__name__.startswith(
+      'jedit.editors.'
+    )
   )
   if config.method not in known:
     raise JeditError(
@@ -105,10 +112,12 @@ def check_method(config: ConfigDict) -> None:
       '(--config=FILE:METHOD)'
     )
   for field, function in (
-    ('editor', getattr(jedit, config.method)), ('optimiser', values.optimiser)
+    ('editor', getattr(jedit, config.method)),
+    ('optimiser', values.optimiser),
   ):
     takes = [
-      p.name for p in inspect.signature(function).parameters.values()
+      p.name
+      for p in inspect.signature(function).parameters.values()
       if p.kind == p.KEYWORD_ONLY and p.name != 'optimise'
     ]
     wrong = sorted(set(config[field]) - set(takes))
@@ -134,7 +143,11 @@ def check_layers(config: ConfigDict, loaded: Loaded) -> tuple[int, int]:
 def bar(total: int, name: str, unit: str) -> tqdm:
   """A progress bar that says what, how far, how fast and how long still."""
   return tqdm(
-    total=total, desc=name, unit=unit, smoothing=0.1, dynamic_ncols=True,
+    total=total,
+    desc=name,
+    unit=unit,
+    smoothing=0.1,
+    dynamic_ncols=True,
     mininterval=0.5,
   )
 

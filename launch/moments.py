@@ -17,15 +17,18 @@ def identity(config: ConfigDict, loaded: Loaded, base_hash: str) -> str:
   """All that second moments depend on, as one line."""
   corpus = config.corpus and common.file_hash(config.corpus)
   own = {'seed': config.seed, 'start': config.self_text_start}
-  return json.dumps({
-    'weights': base_hash,
-    'tokenizer': _tokenizer_hash(loaded.tokenizer),
-    'corpus': corpus or own,
-    'window': config.corpus_window,
-    'tokens': config.corpus_tokens,
-    'layers': list(config.layers),
-    'dtype': 'float32',
-  }, sort_keys=True)
+  return json.dumps(
+    {
+      'weights': base_hash,
+      'tokenizer': _tokenizer_hash(loaded.tokenizer),
+      'corpus': corpus or own,
+      'window': config.corpus_window,
+      'tokens': config.corpus_tokens,
+      'layers': list(config.layers),
+      'dtype': 'float32',
+    },
+    sort_keys=True,
+  )
 
 
 def _tokenizer_hash(tokenizer) -> str:
@@ -43,7 +46,9 @@ def get(
     width = loaded.model.config.mlp_width
     return stats.published(config.corpus, range(lo, hi + 1), width), 0.0
   key = identity(config, loaded, base_hash)
-  path = common.cache_dir() / 'moments' / f'{checkpoint.digest(key.encode())}.npz'
+  path = (
+    common.cache_dir() / 'moments' / f'{checkpoint.digest(key.encode())}.npz'
+  )
   if path.is_file():
     common.say(f'second moments: {path}')
     return stats.load(path, key), 0.0
@@ -58,8 +63,14 @@ def get(
     tokens = config.corpus_tokens or 100_000
     with common.bar(tokens, 'writing text', 'token') as b:
       documents = generate.documents(
-        loaded.model, params, loaded.tokenizer, tokens, config.corpus_window,
-        config.seed, config.self_text_start, common.ticker(b),
+        loaded.model,
+        params,
+        loaded.tokenizer,
+        tokens,
+        config.corpus_window,
+        config.seed,
+        config.self_text_start,
+        common.ticker(b),
       )
     start_ids = []
   if config.corpus_window <= len(start_ids):
@@ -70,7 +81,10 @@ def get(
   )
   with common.bar(config.corpus_tokens or None, 'second moments', 'token') as b:
     moment = stats.collect(
-      loaded.model, split, batches, path.with_suffix('.partial.npz'),
+      loaded.model,
+      split,
+      batches,
+      path.with_suffix('.partial.npz'),
       common.ticker(b),
     )
   stats.save(path, moment, key)

@@ -38,19 +38,25 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
   head, tail, _, scored = batches.budget
   above = c.num_layers - 1 - hi
   rows = batches.valid.shape[1] * batches.head_len.shape[2]
-  cached = 8 * above * rows * batches.head.shape[-1] * c.num_kv_heads * c.head_dim
+  cached = (
+    8 * above * rows * batches.head.shape[-1] * c.num_kv_heads * c.head_dim
+  )
   saved = 4 * above * tail * (4 * c.mlp_width + 10 * c.width)
   logits = 3 * 4 * (scored + batches.valid.shape[1]) * c.vocab_size
   sites = hi - lo + 1
   state = 3 * 4 * sites * c.mlp_width**2
-  layer = 2 * (c.width * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-               + 3 * c.width * c.mlp_width)
+  layer = 2 * (
+    c.width * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    + 3 * c.width * c.mlp_width
+  )
   steps = config.optimiser.get('steps', 25) - 1
   work = layer * ((head + tail) * c.num_layers + 2 * steps * tail * above)
   work += 4 * steps * (scored + batches.valid.shape[1]) * c.width * c.vocab_size
   seconds = work * batches.valid.shape[0] / (0.7 * matmul_rate())
   parts = {
-    'weights': 2 * weights, 'values': saved + cached + logits, 'prior': state,
+    'weights': 2 * weights,
+    'values': saved + cached + logits,
+    'prior': state,
   }
   need = sum(parts.values())
   have = config.memory or available()

@@ -59,8 +59,14 @@ def _with_kernel(params, kernel):
 
 
 def run(
-  config: ConfigDict, model: Model, editor: Editor, params: Params,
-  batches: EditBatch, prose: jax.Array, folder: pathlib.Path, curve,
+  config: ConfigDict,
+  model: Model,
+  editor: Editor,
+  params: Params,
+  batches: EditBatch,
+  prose: jax.Array,
+  folder: pathlib.Path,
+  curve,
 ) -> Stream:
   """Edits all batches, from the last checkpoint of the folder on.
 
@@ -80,15 +86,17 @@ def run(
   start = time.perf_counter()
   base_ppl = float(ppl(params))
   state = editor.init(params)
-  fn = jax.jit(
-    functools.partial(jedit.edit_sequence, editor), donate_argnums=0
-  )
+  fn = jax.jit(functools.partial(jedit.edit_sequence, editor), donate_argnums=0)
   compiled = fn.lower(params, state, _chunk(batches, 0, size)).compile()
   compile_seconds = time.perf_counter() - start
   store = folder / 'checkpoint'
   cursor, found = 0, checkpoint.steps(store)
   if found:
-    like = {'kernel': _kernel(params), 'state': state, 'cursor': jnp.zeros((), int)}
+    like = {
+      'kernel': _kernel(params),
+      'state': state,
+      'cursor': jnp.zeros((), int),
+    }
     saved = checkpoint.load(store / f'{found[-1]:06d}', like)
     cursor, state = int(saved['cursor']), saved['state']
     params = _with_kernel(params, saved['kernel'])
@@ -100,7 +108,9 @@ def run(
     progress.update(done)
     while cursor < total:
       began = time.perf_counter()
-      params, state, report = compiled(params, state, _chunk(batches, cursor, size))
+      params, state, report = compiled(
+        params, state, _chunk(batches, cursor, size)
+      )
       report = jax.device_get(report)
       seconds = time.perf_counter() - began
       count = int(report.facts.sum())
@@ -120,7 +130,8 @@ def run(
       }
       _check(config, entry, store)
       checkpoint.save_step(
-        store, cursor,
+        store,
+        cursor,
         {'kernel': _kernel(params), 'state': state, 'cursor': np.array(cursor)},
       )
       log.add(**entry)
@@ -137,10 +148,13 @@ def run(
 def _check(config: ConfigDict, entry: dict, store: pathlib.Path) -> None:
   """Stops a run whose model is being destroyed, before it is saved."""
   limit = config.max_perplexity * entry['base_perplexity']
-  worst = max(entry['norm_ratio'], key=lambda r: r if math.isfinite(r) else 1e30)
+  worst = max(
+    entry['norm_ratio'], key=lambda r: r if math.isfinite(r) else 1e30
+  )
   bad = None
   if not entry['perplexity'] <= limit:
-    bad = f'perplexity {entry["perplexity"]:.1f} is above {limit:.1f} (max_perplexity)'
+    ppl = entry['perplexity']
+    bad = f'perplexity {ppl:.1f} is above {limit:.1f} (max_perplexity)'
   elif not worst <= config.max_norm:
     bad = f'an edited matrix has {worst:.2f} times its norm (max_norm)'
   if bad:

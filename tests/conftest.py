@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import hypothesis
+import jax
 import jaxtyping
 import pytest
 
@@ -20,6 +21,9 @@ jaxtyping.install_import_hook(
   'beartype.beartype',
 )  # fmt: skip
 
+# Tiny programs compile for seconds and run for milliseconds.
+jax.config.update('jax_disable_most_optimizations', True)
+
 hypothesis.settings.register_profile(
   'jedit', derandomize=True, deadline=None, max_examples=25, database=None
 )
@@ -31,8 +35,6 @@ _BESIDE = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 @pytest.fixture
 def x64():
   """Float64 for one test."""
-  import jax
-
   with jax.enable_x64(True):
     yield
 

@@ -59,14 +59,19 @@ _GPTS = {
 }
 _KV = {'mha': 4, 'gqa': 2, 'mqa': 1}
 _CASES = [
-  pytest.param(kind, {**_WIDE, **extra, 'num_key_value_heads': n}, tied,
-               id=f'{name}-{heads}-{"tied" if tied else "untied"}')
+  pytest.param(
+    kind,
+    {**_WIDE, **extra, 'num_key_value_heads': n},
+    tied,
+    id=f'{name}-{heads}-{"tied" if tied else "untied"}',
+  )
   for name, (kind, extra) in _LLAMAS.items()
   for heads, n in _KV.items()
   for tied in (True, False)
 ] + [
-  pytest.param(kind, {**_GPT, **extra}, tied,
-               id=f'{name}-{"tied" if tied else "untied"}')
+  pytest.param(
+    kind, {**_GPT, **extra}, tied, id=f'{name}-{"tied" if tied else "untied"}'
+  )
   for name, (kind, extra) in _GPTS.items()
   for tied in (True, False)
 ]
@@ -136,7 +141,9 @@ def test_logits_and_round_trip(kind, attributes, tied, tmp_path):
   config = hf.read_config(tmp_path / 'torch')
   hf.save(tmp_path / 'jedit', model, params, config)
   _same_files(tmp_path / 'torch', tmp_path / 'jedit')
-  text = [(tmp_path / x / 'config.json').read_bytes() for x in ('torch', 'jedit')]
+  text = [
+    (tmp_path / x / 'config.json').read_bytes() for x in ('torch', 'jedit')
+  ]
   assert json.loads(text[0]) == json.loads(text[1]) and text[0] == text[1]
   again, info = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path / 'jedit', output_loading_info=True

@@ -30,20 +30,26 @@ CONFIGS = {
 
 @functools.cache
 def model(family='llama', seed=0):
-  """(model, unsplit params) with sharper weights than init gives."""
+  """(model, unsplit params) ; a head sharp enough to be sure of a token."""
   built = transformer.build(CONFIGS[family])
   params = built.init(jax.random.key(seed))
   keys = iter(jax.random.split(jax.random.key(seed + 1), 99))
   move = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)
-  return built, jax.tree.map(move, params)  # biases and scales move too
+  params = jax.tree.map(move, params)  # biases and scales move too
+  params['head']['kernel'] = 4 * params['head']['kernel']
+  return built, params
 
 
 def split(params):
   return transformer.split(params, *SITE)
 
 
-def batch(count=6, contexts=3, seed=0, invalid=(), tokens=3):
-  """EditBatch [B, ...] of random rows; requests in `invalid` are padding."""
+def batch(count=6, contexts=3, seed=0, invalid=(), hard=range(99)):
+  """EditBatch [B, ...] of random rows.
+
+  Requests in `invalid` are padding; those in `hard` have targets of up to 3
+  tokens, which a random network cannot be made to say; the others say one.
+  """
   rng = np.random.default_rng(seed)
   rows, wide, long = contexts + 1, 8, 8
   shape = count, rows
@@ -53,8 +59,9 @@ def batch(count=6, contexts=3, seed=0, invalid=(), tokens=3):
   valid = np.array([b not in invalid for b in range(count)])
   for b in range(count):
     draw = lambda n: rng.integers(1, VOCAB, n)
-    subject, rest = draw(2), draw(rng.integers(0, 4))
-    target = draw(rng.integers(1, tokens + 1))
+    tokens = 3 if b in hard else 1
+    subject, rest = draw(2), draw(rng.integers(0, tokens))
+    target = draw(rng.integers(1 + (tokens > 1), tokens + 1))
     for r in range(rows):
       before = draw(rng.integers(1, wide) if r else rng.integers(0, 3))
       ids = np.concatenate([before, subject, rest, target[:-1]])
@@ -140,7 +147,9 @@ def trace(model, params, tokens):
   run = lambda t: forward(model, params, t)
   flat = tokens.reshape(-1, tokens.shape[-1])
   out = jax.vmap(run)(flat)
-  return jax.tree.map(lambda x: x.reshape(*tokens.shape[:-1], *x.shape[1:]), out)
+  return jax.tree.map(
+    lambda x: x.reshape(*tokens.shape[:-1], *x.shape[1:]), out
+  )
 
 
 def target_probability(model, params, batch):

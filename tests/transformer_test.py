@@ -1,5 +1,7 @@
 """Packing, cuts, caches and generation agree with the plain computation."""
 
+import functools
+
 import chex
 import hypothesis
 import jax
@@ -51,9 +53,9 @@ _LENGTH = np.array([5, 1, 9, 3])
 def network(request):
   model = transformer.build(hf.config(_CONFIGS[request.param]))
   params = model.init(jax.random.key(0))
-  noise = jax.random.normal(jax.random.key(1), (64,))
-  shake = lambda x: x + 0.1 * jnp.resize(noise, x.shape)
-  return model, jax.tree.map(shake, params)
+  rng = np.random.default_rng(1)
+  shake = lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32)
+  return model, jax.tree.map(shake, params)  # off the ones and zeros
 
 
 def _tokens(rows=4, width=12):
@@ -71,14 +73,19 @@ def _pack(tokens, length, extra=0, first=0):
   return transformer.take(jnp.asarray(tokens).ravel(), at.slot), at
 
 
-def _forward(model, params, tokens, length, extra=0):
-  """Logits [R, T, V]."""
-  ids, at = _pack(tokens, length, extra)
+@functools.partial(jax.jit, static_argnums=0)
+def _run(model, params, ids, at):
   x = model.embed(params, ids, at.positions)
   x, _ = transformer.run(model, params['layers'], x, at)
   return transformer.to_grid(model.logits(params, x), at)
 
 
+def _forward(model, params, tokens, length, extra=0):
+  """Logits [R, T, V]."""
+  return _run(model, params, *_pack(tokens, length, extra))
+
+
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(
   st.integers(1, 4), st.integers(1, 6), st.integers(0, 3), st.integers(0, 99)
 )
@@ -120,21 +127,23 @@ def test_join_undoes_split_at_every_cut(network, dtype, xp):
   _, params = network
   params = jax.tree.map(lambda x: xp.asarray(x).astype(dtype), params)
   kind = np.ndarray if xp is np else jax.Array
-  for lo in range(4):
-    for hi in range(lo, 4):
-      parts = transformer.split(params, lo, hi)
-      kernel = parts['site']['mlp']['down']['kernel']
-      assert kernel.dtype == np.float32 and kernel.shape[0] == hi - lo + 1
-      assert parts['above']['mlp']['down']['kernel'].dtype == dtype
-      whole = transformer.join(parts)
-      chex.assert_trees_all_equal(whole, params)
-      chex.assert_trees_all_equal_dtypes(whole, params)
-      assert all(isinstance(x, kind) for x in jax.tree.leaves(whole))
+  cuts = [(lo, hi) for lo in range(4) for hi in range(lo, 4)]
+  for lo, hi in cuts if xp is np else [(0, 3), (1, 2)]:
+    parts = transformer.split(params, lo, hi)
+    kernel = parts['site']['mlp']['down']['kernel']
+    assert kernel.dtype == np.float32 and kernel.shape[0] == hi - lo + 1
+    assert parts['above']['mlp']['down']['kernel'].dtype == dtype
+    whole = transformer.join(parts)
+    chex.assert_trees_all_equal(whole, params)
+    chex.assert_trees_all_equal_dtypes(whole, params)
+    assert all(isinstance(x, kind) for x in jax.tree.leaves(whole))
 
 
 def test_split_leaves_its_argument_alone(network):
   _, params = network
-  half = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), params)
+  half = jax.tree.map(
+    lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), params
+  )
   before = jax.tree.map(np.copy, half)
   parts = transformer.split(half, 1, 2)
   parts['site']['mlp']['down']['kernel'] += 1
@@ -157,7 +166,7 @@ def test_segments_make_the_whole(network):
     x, parts = start, transformer.split(params, lo, hi)
     for name in ('below', 'site', 'above'):
       x, _ = transformer.run(model, parts[name], x, at)
-    chex.assert_trees_all_close(x, want, atol=1e-6)
+    chex.assert_trees_all_close(x, want, rtol=1e-5, atol=1e-6)
 
 
 def test_float32_masters_keep_the_hidden_states_dtype(network):
@@ -211,15 +220,15 @@ def test_trace_is_what_the_layers_compute(network):
     layer = jax.tree.map(lambda a, i=i: a[i], params['layers'])
     attend = transformer.attention(at, ids.size)
     mid, key, kv = model.address(layer, x, at.positions, attend)
-    chex.assert_trees_all_close(trace.key[i], key, atol=1e-6)
-    chex.assert_trees_all_close(trace.mid[i], mid, atol=1e-6)
+    chex.assert_trees_all_close(trace.key[i], key, rtol=1e-5, atol=2e-6)
+    chex.assert_trees_all_close(trace.mid[i], mid, rtol=1e-5, atol=2e-6)
     chex.assert_trees_all_close(
-      (trace.kv[0][i], trace.kv[1][i]), kv, atol=1e-6
+      (trace.kv[0][i], trace.kv[1][i]), kv, rtol=1e-5, atol=2e-6
     )
     x = mid + key @ down['kernel'][i]
     if 'bias' in down:
       x = x + down['bias'][i]
-  chex.assert_trees_all_close(out, x, atol=1e-5)
+  chex.assert_trees_all_close(out, x, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize('cut', [1, 3, 5])
@@ -254,7 +263,8 @@ def test_greedy_generation_is_step_by_step(network):
   text = np.pad(tokens, ((0, 0), (0, steps)))
   length = _LENGTH.copy()
   for step in range(steps):
-    logits = _forward(model, params, text, length)
+    spare = text.size - length.sum()  # one shape, one compilation
+    logits = _forward(model, params, text, length, spare)
     best = jnp.argmax(logits[np.arange(4), length - 1], axis=-1)
     np.testing.assert_array_equal(got[:, step], best)
     text[np.arange(4), length] = best

@@ -14,12 +14,15 @@ from jedit import generate, prompts, requests, values
 from jedit.models import gguf, transformer
 from tests import tiny
 
-_EASY = dict(lr=0.5, clamp=4.0, steps=12)  # some facts get there, some do not
+# Some facts get there, some do not, at different steps.
+_EASY = dict(
+  lr=0.5, clamp=4.0, steps=12, stop=0.3, weight_decay=0.05, kl_factor=0.01
+)
 
 
-def run(model, params, batch, **kwargs):
+def run(model, params, batch, stages=(1.0,), **kwargs):
   """Targets of a batch [B, ...] by the engine under test."""
-  optimise = values.optimiser(model, **kwargs)
+  optimise = values.optimiser(model, stages=stages, **kwargs)
 
   @jax.jit
   def go(params, batch):
@@ -29,8 +32,10 @@ def run(model, params, batch, **kwargs):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def plain_loss(model, layer, params, tokens, lookup, label, v0, start, delta,
-               weight_decay=0.5, kl_factor=0.0625):  # fmt: skip
+def plain_loss(
+  model, layer, params, tokens, lookup, label, v0, first, start, delta,
+  weight_decay, kl_factor,
+):  # fmt: skip
   """Loss, its gradient and the KL row's log-probabilities of one request.
 
   tokens [R, T], lookup [R], label [R, T]; the last row is the KL prompt.
@@ -43,8 +48,8 @@ def plain_loss(model, layer, params, tokens, lookup, label, v0, start, delta,
     chosen = jnp.take_along_axis(logs, jnp.maximum(label, 0)[..., None], 2)
     nll = -(chosen[..., 0] * scored).sum(1)[:-1] / scored.sum(1)[:-1]
     now = logs[-1, lookup[-1]]
-    first = now if start is None else start
-    kl = jnp.sum(jnp.exp(now) * (now - jax.lax.stop_gradient(first)))
+    begin = jnp.where(first, jax.lax.stop_gradient(now), start)
+    kl = jnp.sum(jnp.exp(now) * (now - begin))
     size = jnp.sqrt(jnp.where(jnp.any(delta != 0), jnp.sum(delta**2), 1.0))
     size = jnp.where(jnp.any(delta != 0), size, 0.0)
     total = nll.mean() + kl_factor * kl + weight_decay * size / jnp.sum(v0**2)
@@ -53,18 +58,19 @@ def plain_loss(model, layer, params, tokens, lookup, label, v0, start, delta,
   return jax.value_and_grad(loss, has_aux=True)(delta)
 
 
-def plain_loop(model, params, tokens, lookup, label, layer, lr, clamp, steps,
-               stop):  # fmt: skip
+def plain_loop(
+  model, params, tokens, lookup, label, layer, lr, clamp, steps, stop, **weights
+):
   """methods.md 1.1 for one request: (losses, v0, delta, reached)."""
   adam = optax.adam(lr)
-  hidden = jax.jit(tiny.forward, static_argnums=0)(model, params, tokens[0])[1]
-  v0 = hidden[layer, lookup[0]]
-  delta, start, losses = jnp.zeros_like(v0), None, []
+  v0 = tiny.trace(model, params, tokens)[1][0, layer, lookup[0]]
+  delta, start, losses = jnp.zeros_like(v0), 0.0, []
   state = adam.init(delta)
   for step in range(steps):
     (loss, now), grad = plain_loss(
-      model, layer, params, tokens, lookup, label, v0, start, delta
-    )
+      model, layer, params, tokens, lookup, label, v0, step == 0,
+      jnp.broadcast_to(start, model.config.vocab_size), delta, **weights
+    )  # fmt: skip
     start = now if step == 0 else start
     losses.append(float(loss))
     if loss < stop or step == steps - 1:
@@ -77,7 +83,10 @@ def plain_loop(model, params, tokens, lookup, label, layer, lr, clamp, steps,
 
 
 def plain(model, params, batch, layer, **kwargs):
-  kwargs = dict(lr=0.5, clamp=0.75, steps=25, stop=0.05) | kwargs
+  default = dict(
+    lr=0.5, clamp=0.75, steps=25, stop=0.05, weight_decay=0.5, kl_factor=0.0625
+  )
+  kwargs = default | kwargs
   tokens, lookup, label = tiny.whole_rows(batch)
   return [
     plain_loop(model, params, *map(jnp.asarray, r), layer, **kwargs)
@@ -93,16 +102,16 @@ def assert_same(a, b, tight=1e-4):
   np.testing.assert_allclose(a.value, b.value, atol=tight * size, rtol=0)
 
 
-@pytest.mark.parametrize('family', ['llama', 'gpt'])
-def test_losses_equal_a_plain_loop(family):
+@pytest.mark.parametrize('family, steps', [
+  ('llama', (1, 2, 3, 4, 5)), ('gpt', (5,)),
+])  # fmt: skip
+def test_losses_equal_a_plain_loop(family, steps):
   model, params = tiny.model(family)
   batch = tiny.batch()
   want = plain(model, params, batch, tiny.SITE[1], steps=5, stop=0.0)
-  for steps in range(1, 6):
-    got = run(
-      model, tiny.split(params), batch, steps=steps, stop=0.0, stages=(1.0,)
-    )
-    losses = [w[0][steps - 1] for w in want]
+  for n in steps:
+    got = run(model, tiny.split(params), batch, steps=n, stop=0.0)
+    losses = [w[0][n - 1] for w in want]
     np.testing.assert_allclose(got.loss, losses, atol=1e-4, rtol=0)
   v5 = np.stack([v0 + delta for _, v0, delta, _ in want])
   np.testing.assert_allclose(got.value, v5, atol=1e-3, rtol=0)
@@ -111,26 +120,27 @@ def test_losses_equal_a_plain_loop(family):
 @pytest.mark.parametrize('family', ['llama', 'gpt'])
 def test_the_same_facts_reach_their_target(family):
   model, params = tiny.model(family)
-  batch = tiny.batch(8, seed=1)
+  batch = tiny.batch(8, seed=1, hard=(2, 5))
   got = run(model, tiny.split(params), batch, **_EASY)
   want = plain(model, params, batch, tiny.SITE[1], **_EASY)
   np.testing.assert_array_equal(got.reached, [w[3] for w in want])
   np.testing.assert_array_equal(got.steps, [len(w[0]) - 1 for w in want])
-  assert 0 < got.reached.sum()  # or this tests nothing
+  assert 0 < got.reached.sum() < 8  # or this tests nothing
 
 
 @pytest.fixture(scope='module')
 def many():
-  """(model, split params, batch of 8, its Targets)."""
+  """(model, split params, batch of 8, its Targets by the default stages)."""
   model, params = tiny.model()
-  params, batch = tiny.split(params), tiny.batch(8, seed=1)
-  return model, params, batch, run(model, params, batch, **_EASY)
+  params, batch = tiny.split(params), tiny.batch(8, seed=1, hard=(2, 5))
+  stages = (1.0, 0.5, 0.2)
+  return model, params, batch, run(model, params, batch, stages, **_EASY)
 
 
 def test_a_batch_is_its_requests_one_by_one(many):
   model, params, batch, whole = many
   assert len(set(whole.steps.tolist())) > 2  # they stop at different steps
-  optimise = values.optimiser(model, **_EASY)
+  optimise = values.optimiser(model, stages=(1.0,), **_EASY)
   go = jax.jit(lambda p, b: optimise(p, values.enter(model, p, b), b))
   alone = [go(params, tiny.pick(batch, [i])) for i in range(8)]
   joined = jax.tree.map(lambda *x: np.concatenate(x), *alone)
@@ -139,9 +149,9 @@ def test_a_batch_is_its_requests_one_by_one(many):
 
 def test_stages_change_nothing(many):
   model, params, batch, whole = many
-  assert_same(run(model, params, batch, stages=(1.0,), **_EASY), whole)
-  wide = (1.0, 0.9, 0.7, 0.3, 0.1)
-  assert_same(run(model, params, batch, stages=wide, **_EASY), whole)
+  assert_same(run(model, params, batch, (1.0,), **_EASY), whole)
+  # With room for two requests, the later stages do run.
+  assert (np.sort(whole.steps)[-2:] > np.sort(whole.steps)[3]).all()
 
 
 def test_larger_budgets_change_nothing(many):
@@ -171,7 +181,9 @@ def test_invalid_requests_are_inert(many):
 
 def test_the_radius_is_respected(many):
   model, params, batch, _ = many
-  v0 = run(model, params, batch, steps=1).value
+  tokens, lookup, _ = tiny.whole_rows(batch)
+  hidden = tiny.trace(model, transformer.join(params), tokens[:, 0])[1]
+  v0 = np.asarray(hidden)[np.arange(8), tiny.SITE[1], lookup[:, 0]]
   far = run(model, params, batch, clamp=0.3, steps=10, stop=0.0)
   ratio = np.linalg.norm(far.value - v0, axis=1) / np.linalg.norm(v0, axis=1)
   assert (ratio < 0.3 + 1e-5).all() and ratio.max() > 0.3 - 1e-5
@@ -179,9 +191,9 @@ def test_the_radius_is_respected(many):
 
 def test_stop_zero_takes_every_step(many):
   model, params, batch, _ = many
-  got = run(model, params, batch, clamp=4.0, lr=0.5, steps=10, stop=0.0)
-  assert (got.steps == 9).all() and not got.reached.any()
-  assert (got.loss < 0.05).any()  # some would have stopped
+  got = run(model, params, batch, **_EASY | dict(stop=0.0))
+  assert (got.steps == 11).all() and not got.reached.any()
+  assert (got.loss < _EASY['stop']).any()  # some would have stopped
 
 
 def test_safe_norm():
@@ -208,7 +220,7 @@ def test_smollm2_equals_a_plain_loop(data: pathlib.Path):
     got = run(model, site, batch, steps=steps)
     losses = np.array([w[0][min(steps, len(w[0])) - 1] for w in want])
     gaps.append(np.abs(got.loss - losses).max())
-  got = run(model, site, batch)
+  got = run(model, site, batch, (1.0, 0.5, 0.2))
   print('loss gaps, steps 1-5:', gaps)
   print('reached:', got.reached, [w[3] for w in want])
   print('steps:', got.steps, [len(w[0]) - 1 for w in want])

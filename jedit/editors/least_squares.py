@@ -78,13 +78,23 @@ def least_squares(
     rows = values.enter(model, params, batch)
     targets = optimise(params, rows, batch)
     delta, posterior, residual = _walk(
-      model, params['site'], rows, batch, targets.value, state.root,
-      noise, _DIVISOR[spread], plain_weight,
+      model,
+      params['site'],
+      rows,
+      batch,
+      targets.value,
+      state.root,
+      noise,
+      _DIVISOR[spread],
+      plain_weight,
     )
     facts = batch.valid.sum()
     report = EditReport(
-      facts, targets.reached.sum(), targets.steps.sum(),
-      jnp.sum(targets.loss * batch.valid) / jnp.maximum(facts, 1), residual,
+      facts,
+      targets.reached.sum(),
+      targets.steps.sum(),
+      jnp.sum(targets.loss * batch.valid) / jnp.maximum(facts, 1),
+      residual,
     )
     new = EditState(
       posterior if remember else state.root, state.count + facts, report
@@ -94,9 +104,7 @@ def least_squares(
   return optax.GradientTransformation(init, update)
 
 
-def _walk(
-  model, site, rows, batch, goal, roots, noise, divisor, plain_weight
-):
+def _walk(model, site, rows, batch, goal, roots, noise, divisor, plain_weight):
   """Edits layer after layer; returns (dW [E, F, D], roots, residuals [E])."""
   wide = batch.head.shape[-1]
   count, per = batch.tail.shape[:2]

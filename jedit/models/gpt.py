@@ -16,6 +16,7 @@ class Block(nn.Module):
   config: Config
 
   def setup(self):
+    """Names the parts as the params do."""
     self.attn_norm = final_norm(epsilon=self.config.norm_eps)
     self.attn = Attention(self.config)
     if not self.config.parallel:
@@ -36,6 +37,7 @@ class Block(nn.Module):
     return mid + self.mlp.down(key)
 
   def __call__(self, x, positions, attend):
+    """The whole block: x [.., D] -> [.., D]."""
     mid, key, _ = self.address(x, positions, attend)
     return self.value(mid, key)
 

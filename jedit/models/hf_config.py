@@ -28,6 +28,7 @@ _REQUIRED = {
   'quantization_config': (None,),
   'rotary': (True,),
   'rope_interleaved': (False,),
+  'use_mrope': (False,),
 }
 _ROPE = {
   'rope_type': ('default', 'linear', 'llama3'),

@@ -28,7 +28,7 @@ class Config:
   activation: Literal['silu', 'gelu', 'gelu_tanh'] = 'silu'
   rotary_dim: int = 0  # 0: no rotary embedding
   rope_theta: float = 10_000.0
-  rope_scaling: tuple[tuple[str, float | str], ...] = ()
+  rope_scaling: tuple[tuple[str, float | int | str], ...] = ()
   rope_interleaved: bool = False
   positions: bool = False  # learned position embeddings
   parallel: bool = False  # attention and MLP read the same norm
@@ -85,6 +85,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, positions, attend):
+    """Returns (output [.., D], (k, v) [.., heads, A])."""
     c = self.config
     heads, groups, width = c.num_heads, c.num_kv_heads, c.head_dim
     sizes = [heads * width, groups * width, groups * width]
@@ -117,6 +118,7 @@ class Mlp(nn.Module):
   gated: bool
 
   def setup(self):
+    """Names the parts as the params do."""
     c = self.config
     if self.gated:
       self.gate = nn.Dense(c.mlp_width, use_bias=c.mlp_bias)
@@ -124,5 +126,6 @@ class Mlp(nn.Module):
     self.down = nn.Dense(c.width, use_bias=c.mlp_bias)
 
   def key(self, x):
+    """x [.., D] -> key [.., F]."""
     act = _ACTIVATIONS[self.config.activation]
     return act(self.gate(x)) * self.up(x) if self.gated else act(self.up(x))

@@ -42,7 +42,9 @@ def second_moment(model, params, tokenizer) -> SecondMoment:
   if path.is_file():
     saved = np.load(path)
     return SecondMoment(saved['moment'], saved['count'])
-  articles = requests.read_json(data_folder() / 'wikipedia_2000_articles.jsonl.gz')
+  articles = requests.read_json(
+    data_folder() / 'wikipedia_2000_articles.jsonl.gz'
+  )
   ids = (tokenizer(article['text']).input_ids for _, article in articles)
   sums = stats.zeros(_LAST - _FIRST + 1, model.config.mlp_width)
   start = prompts.start_ids(tokenizer)

@@ -102,15 +102,20 @@ def main(_):
   for spec in _MOMENTS.value:
     start = time.perf_counter()
     made[spec] = moments(model, params, split, tokenizer, spec)
-    print(f'{spec}: {float(made[spec].count):.0f} tokens, '
-          f'{time.perf_counter() - start:.1f} s', flush=True)
+    print(
+      f'{spec}: {float(made[spec].count):.0f} tokens, '
+      f'{time.perf_counter() - start:.1f} s',
+      flush=True,
+    )
   for run, spec in itertools.product(_RUNS.value, _MOMENTS.value):
     tables = []
     for seed in map(int, _SEEDS.value):
       head, _, engine = run.partition('/')
       method, *rest = head.split()
       editor = getattr(jedit, method)(
-        model, made[spec], **arguments(' '.join(rest)),
+        model,
+        made[spec],
+        **arguments(' '.join(rest)),
         optimise=values.optimiser(model, **arguments(engine)),
       )
       texts = generate.contexts(model, params, tokenizer, seed)
@@ -124,7 +129,9 @@ def main(_):
       edited = jedit.join(out)
       tables.append(scores(edited))
       show(
-        f'{run} {spec} seed {seed}', tables[-1], seconds=round(rate, 3),
+        f'{run} {spec} seed {seed}',
+        tables[-1],
+        seconds=round(rate, 3),
         reached=int(report.reached.sum()),
       )
     if len(tables) > 1:

