@@ -1,11 +1,23 @@
 """What every config shares; a model's file states only its departures."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from jedit import editors, values
+
 # A name that is no editor by itself: (editor, arguments).
 _VARIANTS = {'memit_history': ('memit', {'remember': True})}
+
+
+def defaults(function: Callable) -> dict:
+  """The keyword arguments of an editor or of the value engine."""
+  return {
+    p.name: p.default
+    for p in inspect.signature(function).parameters.values()
+    if p.kind == p.KEYWORD_ONLY and p.name != 'optimise'
+  }
 
 
 def get_config(
@@ -29,14 +41,18 @@ def get_config(
   """
   methods = dict(methods or {})
   editor, extra = _VARIANTS.get(method, (method, {}))
+  if editor not in editors.__all__:
+    known = ', '.join([*editors.__all__, *_VARIANTS])
+    raise ValueError(f'method {method!r}: choose one of {known}')
+  chosen = {**methods.get(editor, {}), **methods.get(method, {}), **extra}
   config = ConfigDict(
     {
       # What is edited.
       'model': model,
       'layers': tuple(layers),
       'method': editor,
-      'editor': {**methods.get(editor, {}), **methods.get(method, {}), **extra},
-      'optimiser': dict(optimiser or {}),
+      'editor': defaults(getattr(editors, editor)) | chosen,
+      'optimiser': defaults(values.optimiser) | dict(optimiser or {}),
       # Which facts, and how they are put to the model.
       'requests': '',  # a file; '' is the set that jedit ships
       'num_edits': 0,  # 0: all
@@ -62,7 +78,6 @@ def get_config(
       'params': '',
     }
   )
-  config.editor = ConfigDict(config.editor, convert_dict=False)
   unknown = set(departures) - set(config)
   if unknown:
     raise ValueError(f'config has no field {sorted(unknown)}')

@@ -6,7 +6,6 @@ import inspect
 import os
 import pathlib
 import sys
-import traceback
 
 import jax
 from absl import app, flags, logging
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from jedit import values
+from jedit import editors, values
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 
@@ -52,29 +51,26 @@ def run(main) -> None:
     except JeditError as e:
       fail(str(e))
     except OSError as e:
+      if e.errno is None:  # a config file that is not there
+        fail(' '.join(str(e).split()[-12:]))
       fail(
         f'{e.filename or "disk"}: {e.strerror or e}; free space or mend the '
         'permissions, then run the same command again'
       )
 
-  try:
-    app.run(guarded, flags_parser=_parse)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-    if _parsing(e):
-      fail(f'--config: {e}')
-    raise
+  app.run(guarded, flags_parser=_parse)
 
 
 def _parse(args):
+  """Parses the flags; what is wrong with one is a line, not a traceback."""
   try:
     return flags.FLAGS(args)
-  except flags.Error as e:
-    fail(str(e))
-
-
-def _parsing(error: BaseException) -> bool:
-  names = [f.name for f in traceback.extract_tb(error.__traceback__)]
-  return 'guarded' not in names and '_parse' in names
+  except (AttributeError, KeyError) as e:
+    fail(f'--config has no field {e.args[0]}; configs/base.py lists them')
+  except (flags.Error, ValueError, TypeError, OSError) as e:
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+    first = [] if len(lines) < 2 else [lines[0].split(': Error')[0]]
+    fail(': '.join([*first, lines[-1]]))
 
 
 def fail(message: str):
@@ -85,6 +81,8 @@ def fail(message: str):
 
 def file_hash(path) -> str:
   """sha256 of a file."""
+  if not pathlib.Path(path).is_file():
+    raise JeditError(f'{path}: no such file')
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -93,38 +91,25 @@ def build_editor(config: ConfigDict, loaded: Loaded, moment):
   """The editor a config names, its arguments checked."""
   check_method(config)
   optimise = values.optimiser(loaded.model, **config.optimiser)
-  method = getattr(jedit, config.method)
+  method = getattr(editors, config.method)
   return method(loaded.model, moment, optimise=optimise, **config.editor)
 
 
 def check_method(config: ConfigDict) -> None:
   """JeditError for an unknown method, or an argument it does not take."""
-  known = sorted(
-    n
-    for n in jedit.__all__
-    if inspect.getmodule(getattr(jedit, n)).__name__.startswith(
-      'jedit.editors.'
-    )
-  )
-  if config.method not in known:
+  if config.method not in editors.__all__:
     raise JeditError(
-      f'method {config.method!r}: choose one of {", ".join(known)} '
-      '(--config=FILE:METHOD)'
+      f'method {config.method!r}: choose one of {", ".join(editors.__all__)}'
     )
   for field, function in (
-    ('editor', getattr(jedit, config.method)),
+    ('editor', getattr(editors, config.method)),
     ('optimiser', values.optimiser),
   ):
-    takes = [
-      p.name
-      for p in inspect.signature(function).parameters.values()
-      if p.kind == p.KEYWORD_ONLY and p.name != 'optimise'
-    ]
+    takes = inspect.signature(function).parameters
     wrong = sorted(set(config[field]) - set(takes))
     if wrong:
       raise JeditError(
-        f'config.{field}.{wrong[0]}: no such field; {config.method} takes '
-        f'{", ".join(takes)}'
+        f'config.{field}.{wrong[0]}: {config.method} takes {", ".join(takes)}'
       )
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 import jedit
 from jedit import checkpoint, evaluate, generate, prompts, requests
@@ -23,7 +24,11 @@ _WORKDIR = flags.DEFINE_string('workdir', '', 'Run folder; "" makes a new one.')
 
 
 def main(_):
-  config = _CONFIG.value
+  run(_CONFIG.value, _WORKDIR.value)
+
+
+def run(config: ConfigDict, workdir: str = '') -> None:
+  """The whole job, from config to run folder."""
   common.check_method(config)
   path = config.requests or common.FACTS
   asked, skipped = requests.read(path, config.on_bad_request)
@@ -35,18 +40,18 @@ def main(_):
   model, tokenizer = loaded.model, loaded.tokenizer
   lo, hi = common.check_layers(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
-  run = folder.open_folder(
-    _WORKDIR.value,
+  home = folder.open_folder(
+    workdir,
     config,
     {'model': base_hash, 'requests': common.file_hash(path)},
   )
   common.say(
     f'{config.model}: {config.method}, layers {lo}-{hi}, {len(asked)} facts in '
-    f'{len(groups)} batches; run folder {run}'
+    f'{len(groups)} batches; run folder {home}'
   )
   for line in [f'skipped: {s}' for s in skipped] + warnings:
     common.say(line)
-  done = run / 'results.json'
+  done = home / 'results.json'
   if done.is_file():
     common.say('this run is finished; its results:')
     folder.show(json.loads(done.read_text()))
@@ -54,7 +59,7 @@ def main(_):
 
   params = jax.tree.map(jnp.asarray, loaded.params)
   texts = folder.remembered(
-    run / 'contexts.json',
+    home / 'contexts.json',
     lambda: generate.contexts(model, params, tokenizer, config.seed),
   )
   batches = prompts.edit_batches(
@@ -85,7 +90,7 @@ def main(_):
     return {'metrics': metrics, 'said': said, 'seconds': seconds}
 
   before = folder.remembered(
-    run / 'before.json', lambda: measure(params, 'before')
+    home / 'before.json', lambda: measure(params, 'before')
   )
   gone = requests.overwritten(asked)
   base_kernel = np.asarray(split['site']['mlp']['down']['kernel'])
@@ -104,11 +109,11 @@ def main(_):
   prose = jnp.asarray(tokenizer(common.PROSE.read_text()).input_ids, jnp.int32)[
     None
   ]
-  out = stream.run(config, model, editor, split, batches, prose, run, point)
+  out = stream.run(config, model, editor, split, batches, prose, home, point)
   edited = jax.device_get(jedit.join(out.params))
   after = measure(edited, 'after', gone)
   checkpoint.write_edit(
-    run / 'edits',
+    home / 'edits',
     base_kernel,
     np.asarray(out.params['site']['mlp']['down']['kernel']),
     {
@@ -150,7 +155,7 @@ def main(_):
   }
   checkpoint.write_text(done, json.dumps(results, indent=2) + '\n')
   folder.show(results)
-  common.say(f'run folder: {run}')
+  common.say(f'run folder: {home}')
 
 
 if __name__ == '__main__':

@@ -52,9 +52,11 @@ def null_root(moment, ridge, threshold):
 
 def solve(root, keys, residuals, noise):
   noise = np.broadcast_to(np.asarray(noise, np.float64), len(keys)).copy()
-  out = condition.condition(*map(jax.numpy.asarray, (root, keys)),
-                            jax.numpy.asarray(residuals),
-                            jax.numpy.asarray(noise))
+  out = condition.condition(
+    *map(jax.numpy.asarray, (root, keys)),
+    jax.numpy.asarray(residuals),
+    jax.numpy.asarray(noise),
+  )
   assert all(x.dtype == np.float64 for x in out)
   return [np.asarray(x) for x in out]
 
@@ -154,7 +156,9 @@ def test_order_of_requests_is_irrelevant(seed, width, count, out):
 
 
 @x64
-@given(**_SIZES, padding=st.sampled_from([1, 4]), noise=st.sampled_from([0, 0.1, 1]))
+@given(
+  **_SIZES, padding=st.sampled_from([1, 4]), noise=st.sampled_from([0, 0.1, 1])
+)
 def test_padded_rows_are_inert(seed, width, count, out, padding, noise):
   count = min(count, width) if noise == 0 else count
   c, k, r = problem(seed, width, count, out)

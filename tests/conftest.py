@@ -39,6 +39,14 @@ def x64():
     yield
 
 
+@pytest.fixture
+def optimised():
+  """The compiler at its usual effort, for tests on a real model."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
+
+
 @pytest.fixture(scope='session')
 def data():
   """The data folder: JEDIT_DATA, or shared/data beside the checkout."""

@@ -153,7 +153,7 @@ def _torch_model(torch, path):
 
 
 @pytest.mark.parametrize('count', [10, pytest.param(200, marks=_SLOW)])
-def test_logits_agree_with_torch(path, loaded, data, count):
+def test_logits_agree_with_torch(optimised, path, loaded, data, count):
   torch = pytest.importorskip('torch')
   network = _torch_model(torch, path)
   model, params, _, tokenizer = loaded

@@ -52,9 +52,14 @@ def group(module):
 
 
 def test_the_modules_are_found():
-  assert {'jedit.types', 'jedit.editors.memit', 'jedit.models.hf'} <= set(_JEDIT)
+  assert {'jedit.types', 'jedit.editors.memit', 'jedit.models.hf'} <= set(
+    _JEDIT
+  )
   found = imports(_JEDIT['jedit.editors.memit'])
-  assert {'jedit.condition', 'jedit.types'} <= found  # `from jedit import x` too
+  assert {
+    'jedit.condition',
+    'jedit.types',
+  } <= found  # `from jedit import x` too
 
 
 @pytest.mark.parametrize('module', sorted(set(_ALL) - {'jedit', 'launch'}))

@@ -1,5 +1,6 @@
 """The programs on a tiny model: what they write, refuse and go on from."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -9,13 +10,12 @@ import subprocess
 import sys
 import time
 
-from absl import flags
 import jax
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import decoders, pre_tokenizers, trainers
 import transformers
+from tokenizers import decoders, pre_tokenizers, trainers
 
 from jedit import checkpoint
 from jedit.models import hf, load, transformer
@@ -46,6 +46,8 @@ def _facts():
 def home(tmp_path_factory):
   """A folder with a model, its config, facts and a corpus."""
   home = tmp_path_factory.mktemp('home')
+  jax.config.update('jax_compilation_cache_dir', str(home / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   facts = list(_facts())
   text = [f'{f["subject"]} is a city in {f["target"]}.' for f in facts]
   bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -82,17 +84,18 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def run(home, tmp_path, monkeypatch):
-  """launch.edit in this process."""
+def run(home, monkeypatch):
+  """launch.edit in this process: run(work, method, field=value, ...)."""
   monkeypatch.setenv('JEDIT_CACHE', str(home / 'cache'))
   monkeypatch.chdir(_ROOT)
+  spec = importlib.util.spec_from_file_location('tiny_config', home / 'tiny.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
 
-  def run(*args, method='memit'):
-    argv = ['edit', f'--config={home}/tiny.py:{method}', '--workdir=', *args]
-    monkeypatch.setattr(sys, 'argv', argv)  # config_flags looks there
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS(argv)
-    edit.main([])
+  def run(work, method='memit', **fields):
+    config = module.get_config(method)
+    config.update(fields)
+    edit.run(config, str(work))
 
   return run
 
@@ -107,7 +110,7 @@ def _program(home, name, *args, **kwargs):
 
 def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   work = tmp_path / 'a'
-  run(f'--workdir={work}', '--config.curve_every=2', method='alphaedit')
+  run(work, 'alphaedit', curve_every=2)
   results = json.loads((work / 'results.json').read_text())
   assert results['schema_version'] == 1
   assert results['num_edits'] == 8
@@ -124,19 +127,16 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   }  # fmt: skip
   capsys.readouterr()
   stamp = (work / 'results.json').stat().st_mtime_ns
-  run(f'--workdir={work}', '--config.curve_every=2', method='alphaedit')
+  run(work, 'alphaedit', curve_every=2)
   assert 'finished' in capsys.readouterr().out
   assert (work / 'results.json').stat().st_mtime_ns == stamp
   with pytest.raises(JeditError, match='seed was 0, is 1'):
-    run(
-      f'--workdir={work}', '--config.curve_every=2', '--config.seed=1',
-      method='alphaedit',
-    )  # fmt: skip
+    run(work, 'alphaedit', curve_every=2, seed=1)
 
 
 def test_an_edit_applies_and_undoes_to_the_bit(run, home, tmp_path):
   work = tmp_path / 'a'
-  run(f'--workdir={work}')
+  run(work)
   base, edited = load.load(home / 'model'), load.load(work)
   kernels = [
     x.params['layers']['mlp']['down']['kernel'] for x in (base, edited)
@@ -160,7 +160,7 @@ def test_what_a_record_lacks_is_null(run, tmp_path):
   facts = tmp_path / 'own.jsonl'
   facts.write_text(json.dumps(lines[0]) + '\n')
   work = tmp_path / 'a'
-  run(f'--workdir={work}', f'--config.requests={facts}')
+  run(work, requests=str(facts))
   after = json.loads((work / 'results.json').read_text())['metrics']['after']
   after = after['counterfact']
   assert after['probability'] == dict.fromkeys(
@@ -171,24 +171,23 @@ def test_what_a_record_lacks_is_null(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'args, words',
+  'fields, words',
   [
-    (['--config.requests=nowhere.jsonl'], 'nowhere.jsonl: no such file'),
-    (['--config.num_edits=99'], 'num_edits=99.*8 usable records'),
-    (['--config.model=nowhere'], 'nowhere: no such file or folder'),
-    (['--config.layers=(3, 9)'], 'layers=.*choose'),
-    (['--config.method=memmit'], "method 'memmit': choose one of alphaedit"),
-    (['--config.rendering=loud'], 'choose raw, qa, chat'),
-    (['--config.rendering=chat'], 'no chat template'),
-    (['--config.order=random'], 'choose given or shuffled'),
-    (['--config.memory=1000.0'], 'smaller --config.batch_size'),
-    (['--config.max_norm=0.5'], 'stopped after 2 facts.*max_norm'),
-    (['--config.corpus=nowhere.txt'], 'nowhere.txt'),
+    ({'requests': 'nowhere.jsonl'}, 'nowhere.jsonl: no such file'),
+    ({'num_edits': 99}, 'num_edits=99.*8 usable records'),
+    ({'model': 'nowhere'}, 'nowhere: no such file or folder'),
+    ({'layers': (3, 9)}, 'layers=.*choose'),
+    ({'rendering': 'loud'}, 'choose raw, qa, chat'),
+    ({'rendering': 'chat'}, 'no chat template'),
+    ({'order': 'random'}, 'choose given or shuffled'),
+    ({'memory': 1000.0}, 'smaller --config.batch_size'),
+    ({'max_norm': 0.5}, 'stopped after 2 facts.*max_norm'),
+    ({'corpus': 'nowhere.txt'}, 'nowhere.txt'),
   ],
 )
-def test_bad_input(run, tmp_path, args, words):
+def test_bad_input(run, tmp_path, fields, words):
   with pytest.raises(JeditError, match=words):
-    run(f'--workdir={tmp_path / "w"}', *args)
+    run(tmp_path / 'w', **fields)
   assert not (tmp_path / 'w' / 'results.json').exists()
 
 
@@ -197,18 +196,15 @@ def test_skip_lists_what_it_skipped(run, home, tmp_path):
   good = (home / 'facts.jsonl').read_text()
   facts.write_text('{"prompt": "x"\n' + good)
   with pytest.raises(JeditError, match='line 1: not JSON'):
-    run(f'--workdir={tmp_path / "a"}', f'--config.requests={facts}')
-  run(
-    f'--workdir={tmp_path / "b"}', f'--config.requests={facts}',
-    '--config.on_bad_request=skip',
-  )  # fmt: skip
+    run(tmp_path / 'a', requests=str(facts))
+  run(tmp_path / 'b', requests=str(facts), on_bad_request='skip')
   results = json.loads((tmp_path / 'b' / 'results.json').read_text())
   assert results['num_edits'] == 8
   assert 'line 1: not JSON' in results['skipped'][0]
 
 
 def test_statistics_of_another_model_are_refused(run, home, tmp_path):
-  run(f'--workdir={tmp_path / "a"}')
+  run(tmp_path / 'a')
   (path,) = (home / 'cache' / 'moments').glob('*.npz')
   kept = path.read_bytes()
   with np.load(path) as f:
@@ -217,25 +213,25 @@ def test_statistics_of_another_model_are_refused(run, home, tmp_path):
     arrays['identity'] = np.array('{"weights": "other"}')
     np.savez(path, **arrays)
     with pytest.raises(JeditError, match='second moments of something else'):
-      run(f'--workdir={tmp_path / "b"}')
+      run(tmp_path / 'b')
     path.write_bytes(kept[:100])
     with pytest.raises(JeditError, match='remove it'):
-      run(f'--workdir={tmp_path / "c"}')
+      run(tmp_path / 'c')
   finally:
     path.write_bytes(kept)
 
 
 def test_a_damaged_checkpoint_is_named(run, tmp_path):
   work = tmp_path / 'a'
-  run(f'--workdir={work}')
+  run(work)
   (work / 'results.json').unlink()
   newest = work / 'checkpoint' / '000004'
   for file in [p for p in newest.rglob('*') if p.is_file()]:
     file.write_bytes(file.read_bytes()[:3])
   with pytest.raises(JeditError, match='000004 is damaged.*remove it'):
-    run(f'--workdir={work}')
+    run(work)
   shutil.rmtree(newest)
-  run(f'--workdir={work}')
+  run(work)
   assert (work / 'results.json').is_file()
 
 
@@ -269,6 +265,7 @@ def test_the_other_programs(home, tmp_path):
     'generate': [f'--params={home}/model', '--prompt=Oslo', '--length=3'],
   }
   wrong = {
+    'edit': ([f'{config}:memmit'], 'choose one of alphaedit, memit'),
     'evaluate': ([f'{config}:memit', '--config.nothing=1'], 'nothing'),
     'convert': ([f'--base={home}/model', f'--out={home}'], 'exists'),
   }

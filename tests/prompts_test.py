@@ -8,7 +8,13 @@ import tokenizers
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+  decoders,
+  normalizers,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
 from jedit import prompts
 from jedit.requests import Request
@@ -194,7 +200,9 @@ def test_start_ids():
 def test_target_ids(kind):
   tok = tokenizer(kind)
   ids = prompts.target_ids(tok, 'Rome')
-  assert ids == prompts.target_ids(tok, '  Rome ') and tok.decode(ids) == ' Rome'
+  assert (
+    ids == prompts.target_ids(tok, '  Rome ') and tok.decode(ids) == ' Rome'
+  )
   assert tok.decode(prompts.target_ids(tok, 'Rome', 'chat')) == 'Rome'
 
 
@@ -222,7 +230,9 @@ def test_batches_are_padded_with_inert_requests():
 
 def test_budget_holds_every_batch():
   tok = tokenizer('plain')
-  make = lambda i: Request('0', 'The capital of {} is', 'France ' * i + 'x', 'a')
+  make = lambda i: Request(
+    '0', 'The capital of {} is', 'France ' * i + 'x', 'a'
+  )
   batches = [[make(i) for i in range(1, 30)], [make(40)]]
   contexts = [tok('It is a city', add_special_tokens=False).input_ids] * 5
   batch = prompts.edit_batches(tok, batches, contexts, 29)
@@ -260,8 +270,8 @@ def ascii_only():
 
 
 @pytest.mark.parametrize('request_, kwargs, words', [
-  (Request('7', 'a {} is', '大阪', 'b'), {}, 'record 7: subject "大阪" has no tok'),
-  (Request('7', 'a {} is', 'bX', 'b'), {}, 'record 7: the tokens.*"bX" read "b"'),
+  (Request('7', 'a {} is', '大阪', 'b'), {}, 'record 7: subject "大阪" has no'),
+  (Request('7', 'a {} is', 'bX', 'b'), {}, 'record 7: the tok.*"bX" read "b"'),
   (Request('7', 'a {} is', 'b', '大'), {}, 'record 7: the target has no token'),
   (Request('7', 'a {} is', 'b', 'c' * 30), {'max_length': 30},
    'a prompt has 33 tokens, the model takes 30'),

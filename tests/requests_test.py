@@ -36,8 +36,12 @@ _ZSRE = {
 
 
 def write(path, records, form='lines'):
-  text = json.dumps(records) if form == 'list' else ''.join(
-    (r if isinstance(r, str) else json.dumps(r)) + '\n' for r in records
+  text = (
+    json.dumps(records)
+    if form == 'list'
+    else ''.join(
+      (r if isinstance(r, str) else json.dumps(r)) + '\n' for r in records
+    )
   )
   if path.suffix == '.gz':
     path.write_bytes(gzip.compress(text.encode()))
@@ -160,7 +164,9 @@ def test_bad_record(tmp_path, name):
 
 
 def test_the_record_is_named(tmp_path):
-  path = write(tmp_path / 'a.jsonl', [{**_COUNTERFACT, 'requested_rewrite': {}}])
+  path = write(
+    tmp_path / 'a.jsonl', [{**_COUNTERFACT, 'requested_rewrite': {}}]
+  )
   with pytest.raises(JeditError, match=r'line 1 \(record 17\): no field'):
     requests.read(path)
   path = write(tmp_path / 'b.json', [_OWN, {'id': 'x'}], 'list')
@@ -209,7 +215,9 @@ _PATHS = [
   for record in (_OWN, _COUNTERFACT, _ZSRE)
   for path in [
     *((key,) for key in record),
-    *(('requested_rewrite', key) for key in record.get('requested_rewrite', ())),
+    *(
+      ('requested_rewrite', key) for key in record.get('requested_rewrite', ())
+    ),
     ('paraphrases',), ('openings',), ('relation',), ('id',),
   ]
 ]  # fmt: skip
@@ -273,8 +281,14 @@ _B = request(target='Oslo', relation='P36')
 
 
 def test_collision_error():
-  pair = [_A, request('Spain'), Request('1', 'x {}', 'France', 'Oslo', None, 'P36')]
-  words = 'records 0 and 1 are in one batch.*"Rome" and "Oslo".*on_collision=last'
+  pair = [
+    _A,
+    request('Spain'),
+    Request('1', 'x {}', 'France', 'Oslo', None, 'P36'),
+  ]
+  words = (
+    'records 0 and 1 are in one batch.*"Rome" and "Oslo".*on_collision=last'
+  )
   with pytest.raises(JeditError, match=words):
     requests.batched(pair, 3)
   assert len(requests.batched(pair, 2)[0]) == 2  # in two batches: allowed

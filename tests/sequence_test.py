@@ -18,9 +18,7 @@ from tests import tiny
 def stream():
   """(jitted edit_sequence, params, state, batches, result of the whole)."""
   model, params = tiny.model()
-  optimise = values.optimiser(
-    model, steps=4, lr=1.5, clamp=4.0, stages=(1.0,)
-  )
+  optimise = values.optimiser(model, steps=4, lr=1.5, clamp=4.0, stages=(1.0,))
   editor = alphaedit(
     model, tiny.moment(), ridge=1e-5, threshold=0.05, relative=True,
     optimise=optimise,

@@ -60,7 +60,9 @@ def test_compensation_keeps_small_terms():
   small = summed('llama', [(tokens, mask)])
   model, params = tiny.model()
   big, times = np.float32(3e10), 50
-  assert np.abs(small.total).max() < 1024  # half a unit in the last place of big
+  assert (
+    np.abs(small.total).max() < 1024
+  )  # half a unit in the last place of big
   start = lambda: stats.zeros(3, 64)._replace(total=jnp.full((3, 64, 64), big))
   sums = start()
   for _ in range(times):

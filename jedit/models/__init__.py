@@ -1,1 +1,1 @@
-"""The networks, and the files they come from."""
+"""Pure functions of decoders, and their files."""

@@ -96,8 +96,8 @@ def main(_):
     line = (
       f'batch {i + 1}: {seconds / len(groups[i]):.3f} s a fact '
       f'({value_seconds / len(groups[i]):.3f} for values); '
-      f'{int(report.reached.sum())} reached, {int(report.steps.sum())} updates; '
-      f'peak {fast / 1e9:.0f} GFLOP/s'
+      f'{int(report.reached.sum())} reached, {int(report.steps.sum())} updates'
+      f'; peak {fast / 1e9:.0f} GFLOP/s'
     )
     if _FORCED.value:
       line += (
