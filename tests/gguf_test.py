@@ -160,7 +160,7 @@ def test_logits_agree_with_torch(optimised, path, loaded, data, count):
   params = jax.tree.map(jnp.asarray, params)
 
   @jax.jit
-  def logits(ids, length):
+  def logits(params, ids, length):
     slots = jnp.arange(_LENGTH)[None]
     at = transformer.layout(slots < length, slots, _LENGTH)
     x = model.embed(params, transformer.take(ids, at.slot), at.positions)
@@ -171,7 +171,7 @@ def test_logits_agree_with_torch(optimised, path, loaded, data, count):
   for text in _paragraphs(data, count):
     ids = tokenizer(text).input_ids[:_LENGTH]
     padded = np.pad(ids, (0, _LENGTH - len(ids))).astype(np.int32)
-    got = np.asarray(logits(padded, len(ids)))[: len(ids)]
+    got = np.asarray(logits(params, padded, len(ids)))[: len(ids)]
     with torch.inference_mode():
       want = network(torch.as_tensor(ids)[None]).logits[0].numpy()
     worst = max(worst, float(np.abs(got - want).max()))

@@ -76,6 +76,12 @@ def test_compensation_keeps_small_terms():
   assert (plain == big).all()
 
 
+def test_the_mean_takes_back_what_was_added_too_much():
+  one = jnp.ones((1, 2, 2))
+  got = stats.mean(stats.Sums(8 * one, 3 * one, jnp.float32(2)))
+  np.testing.assert_array_equal(got.moment, 2.5 * one)
+
+
 def test_an_empty_corpus_is_refused():
   with pytest.raises(JeditError, match='the corpus has no token'):
     stats.mean(stats.zeros(1, 2))
