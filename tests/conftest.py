@@ -1,12 +1,11 @@
 """Settings of every test: shapes checked, hypothesis derandomised."""
 
-import os
-import pathlib
-
 import hypothesis
 import jax
 import jaxtyping
 import pytest
+
+from tests.field_data import FOLDER
 
 # Before anything of jedit is imported: annotations become checks. Not those of
 # types.py, whose fields also hold NumPy arrays, shapes and shardings.
@@ -29,8 +28,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile('jedit')
 
-_BESIDE = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
-
 
 @pytest.fixture
 def x64():
@@ -50,7 +47,6 @@ def optimised():
 @pytest.fixture(scope='session')
 def data():
   """The data folder: JEDIT_DATA, or shared/data beside the checkout."""
-  folder = pathlib.Path(os.environ.get('JEDIT_DATA', _BESIDE))
-  if not folder.is_dir():
+  if not FOLDER.is_dir():
     pytest.skip('no data folder (set JEDIT_DATA)')
-  return folder
+  return FOLDER

@@ -13,7 +13,6 @@ is compared with the normal equations in float64; |dW32 - dW64| / |dW64|.
 Exits with 1 if the last batch of `root` is not below 1e-3.
 """
 
-import os
 import pathlib
 import sys
 import tempfile
@@ -26,14 +25,10 @@ import scipy.linalg
 from jedit import condition, generate, prompts, requests, stats, values
 from jedit.models import gguf, transformer
 from jedit.types import SecondMoment
+from tests.field_data import FOLDER
 
 _FIRST, _LAST, _BATCHES, _SIZE = 4, 8, 20, 100
 _FOLDER = pathlib.Path(tempfile.gettempdir()) / 'jedit_drift'
-_BESIDE = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
-
-
-def data_folder() -> pathlib.Path:
-  return pathlib.Path(os.environ.get('JEDIT_DATA', _BESIDE))
 
 
 def second_moment(model, params, tokenizer) -> SecondMoment:
@@ -42,9 +37,7 @@ def second_moment(model, params, tokenizer) -> SecondMoment:
   if path.is_file():
     saved = np.load(path)
     return SecondMoment(saved['moment'], saved['count'])
-  articles = requests.read_json(
-    data_folder() / 'wikipedia_2000_articles.jsonl.gz'
-  )
+  articles = requests.read_json(FOLDER / 'wikipedia_2000_articles.jsonl.gz')
   ids = (tokenizer(article['text']).input_ids for _, article in articles)
   sums = stats.zeros(_LAST - _FIRST + 1, model.config.mlp_width)
   start = prompts.start_ids(tokenizer)
@@ -61,7 +54,7 @@ def site_keys(model, params, tokenizer) -> np.ndarray:
   path = _FOLDER / 'keys.npy'
   if path.is_file():
     return np.load(path)
-  records, _ = requests.read(data_folder() / 'counterfact_3000.jsonl.gz')
+  records, _ = requests.read(FOLDER / 'counterfact_3000.jsonl.gz')
   texts = generate.contexts(model, transformer.join(params), tokenizer, 0)
   chunks, size = [], 20
   for start in range(0, _BATCHES * _SIZE, size):

@@ -15,8 +15,6 @@ import ast
 import functools
 import itertools
 import json
-import os
-import pathlib
 import time
 
 import jax
@@ -27,6 +25,7 @@ from absl import app, flags
 import jedit
 from jedit import evaluate, generate, prompts, requests, stats, values
 from jedit.models.load import load
+from tests.field_data import FOLDER
 
 _FACTS = flags.DEFINE_integer('facts', 60, 'Records, from the first.')
 _BATCH = flags.DEFINE_integer('batch', 20, 'Facts solved together.')
@@ -43,17 +42,12 @@ _PRECISION = flags.DEFINE_string('precision', 'highest', 'Matmul precision.')
 _WINDOW = flags.DEFINE_integer('window', 0, 'Tokens a window; 0: the default.')
 
 
-def data(name: str) -> pathlib.Path:
-  beside = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
-  return pathlib.Path(os.environ.get('JEDIT_DATA', beside)) / name
-
-
 def moments(model, params, split, tokenizer, spec: str):
   """Second moments of Wikipedia, or of text the model writes."""
   name, _, tokens = spec.partition(':')
   if name == 'wikipedia':
     tokens, window = int(tokens or 59_392), _WINDOW.value or 256
-    texts = stats.read_corpus(data('wikipedia_2000_articles.jsonl.gz'))
+    texts = stats.read_corpus(FOLDER / 'wikipedia_2000_articles.jsonl.gz')
     documents = (tokenizer(t).input_ids for t in texts)
   else:
     tokens, window = int(tokens or 32_768), _WINDOW.value or 128
@@ -76,7 +70,7 @@ def main(_):
   params = jax.tree.map(jnp.asarray, loaded.params)
   lo, hi = map(int, _LAYERS.value)
   split = jedit.split(params, lo, hi)
-  asked, _ = requests.read(data(_FILE.value))
+  asked, _ = requests.read(FOLDER / _FILE.value)
   asked = asked[: _FACTS.value]
   groups, warnings = requests.batched(asked, _BATCH.value, 'last')
   print(len(warnings), 'warnings', flush=True)

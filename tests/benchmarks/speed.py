@@ -20,7 +20,7 @@ import jedit
 from jedit import generate, requests, values
 from jedit.models.load import load
 from jedit.types import SecondMoment
-from tests.benchmarks.quality import data
+from tests.field_data import FOLDER
 
 _SIZE = flags.DEFINE_integer('batch', 50, 'Facts solved together.')
 _COUNT = flags.DEFINE_integer('batches', 4, 'Batches.')
@@ -56,7 +56,7 @@ def main(_):
   model = loaded.model
   params = jax.tree.map(jnp.asarray, loaded.params)
   split = jedit.split(params, 4, 8)
-  asked, _ = requests.read(data('counterfact_full_500.jsonl.gz'))
+  asked, _ = requests.read(FOLDER / 'counterfact_full_500.jsonl.gz')
   asked = asked[: _SIZE.value * _COUNT.value]
   groups, _ = requests.batched(asked, _SIZE.value, 'last')
   texts = generate.contexts(model, params, loaded.tokenizer, 0)
