@@ -214,6 +214,10 @@ def run(
     mid, key, kv = model.address(layer, x, at.positions, attend)
     return model.value(layer, mid, key), keep(Trace(key, mid, kv))
 
+  # A gradient keeps the outputs of the products with weights, and recomputes
+  # the rest, which costs less than its way to memory and back.
+  policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   kv = None if past is None else (past.k, past.v)
   return jax.lax.scan(body, x, (layers, kv))
 
