@@ -54,10 +54,10 @@ def save(path: str | os.PathLike, tree) -> None:
   path = pathlib.Path(path).absolute()
   try:
     ocp.save(path, jax.tree.map(jnp.asarray, tree), overwrite=True)
-  except OSError as e:
+  except (OSError, ValueError) as e:  # ValueError is tensorstore's
     raise JeditError(
-      f'{path} cannot be written: {e}; free space and run the '
-      'same command again'
+      f'{path} cannot be written: {e}; free space, then run the same command '
+      'again'
     ) from e
 
 

@@ -42,7 +42,7 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
         f'{path} is of a run with another config ({listed}); name another '
         '--workdir'
       )
-  elif path.exists() and any(path.iterdir()):
+  elif path.exists() and any(p.suffix != '.part' for p in path.iterdir()):
     raise JeditError(f'{path} holds something else; name another --workdir')
   path.mkdir(parents=True, exist_ok=True)
   checkpoint.write_text(known, json.dumps(resolved, indent=2) + '\n')

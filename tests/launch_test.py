@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -254,6 +255,26 @@ def test_killed_runs_go_on_to_the_same_bits(home, tmp_path):
   for name in 'edits/delta.safetensors', 'edits/state.safetensors':
     files = [tmp_path / which / name for which in ('whole', 'cut')]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize('room', [1_000, 8_000])
+def test_a_full_disk_is_one_message_and_loses_nothing(home, tmp_path, room):
+  """A limit on the size of files stands for the full disk."""
+  args = f'--config={home}/tiny.py:memit', f'--workdir={tmp_path / "a"}'
+  kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (room, kept[1]))
+  try:  # inherited by the program
+    run = _program(home, 'edit', *args)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+  _, err = run.communicate(timeout=300)
+  assert run.returncode == 2, err
+  assert 'free space' in err
+  assert 'Traceback' not in err
+  run = _program(home, 'edit', *args)
+  out, err = run.communicate(timeout=300)
+  assert run.returncode == 0, err
+  assert 'run folder' in out
 
 
 def test_the_other_programs(home, tmp_path):
