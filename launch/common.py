@@ -41,7 +41,7 @@ def run(main) -> None:
   def guarded(argv):
     if len(argv) > 1:
       fail(f'unexpected argument {argv[1]!r}; flags look like --name=value')
-    logging.set_verbosity(logging.WARNING)  # orbax tells every step at INFO
+    logging.set_verbosity(logging.FATAL)  # orbax logs what it raises, too
     folder = cache_dir() / 'compiled'
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update('jax_compilation_cache_dir', str(folder))

@@ -6,7 +6,6 @@
 """
 
 import json
-import time
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, evaluate, generate, prompts, requests
+from jedit import checkpoint, generate, prompts, requests
 from jedit.models.load import load
-from launch import common, folder, moments, preflight, stream
+from launch import common, folder, measure, moments, preflight, stream
 
 _CONFIG = common.config_flag()
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Run folder; "" makes a new one.')
@@ -75,47 +74,18 @@ def run(config: ConfigDict, workdir: str = '') -> None:
   moment, stats_seconds = moments.get(config, loaded, split, base_hash)
   editor = common.build_editor(config, loaded, moment)
 
-  probe = evaluate.probe(tokenizer, asked, config.rendering)
-  shown = [r.text for r in asked[:3]]
-
-  def measure(params, name, exclude=frozenset()):
-    start = time.perf_counter()
-    with common.bar(len(probe.kind), f'evaluation {name}', 'prompt') as b:
-      scores = evaluate.score(
-        model, params, probe.questions, progress=common.ticker(b)
-      )
-    metrics = evaluate.counterfact(scores, probe, exclude)
-    said = generate.complete(model, params, tokenizer, shown, 16)
-    seconds = time.perf_counter() - start
-    return {'metrics': metrics, 'said': said, 'seconds': seconds}
-
+  judge = measure.measurer(loaded, asked, config.rendering)
   before = folder.remembered(
-    home / 'before.json', lambda: measure(params, 'before')
+    home / 'before.json', lambda: judge.whole(params, 'before')
   )
-  gone = requests.overwritten(asked)
-  base_kernel = np.asarray(split['site']['mlp']['down']['kernel'])
   del params
-  curve = []
-
-  def point(split, count):
-    curve.append(
-      {
-        'num_edits': count,
-        'schedule': 'final',
-        'metrics': measure(jedit.join(split), f'at {count}', gone)['metrics'],
-      }
-    )
-
-  prose = jnp.asarray(tokenizer(common.PROSE.read_text()).input_ids, jnp.int32)[
-    None
-  ]
-  out = stream.run(config, model, editor, split, batches, prose, home, point)
+  out = stream.run(config, loaded, editor, split, batches, judge, home)
   edited = jax.device_get(jedit.join(out.params))
-  after = measure(edited, 'after', gone)
+  after = judge.whole(edited, 'after')
   checkpoint.write_edit(
     home / 'edits',
-    base_kernel,
-    np.asarray(out.params['site']['mlp']['down']['kernel']),
+    _kernel(jedit.split(loaded.params, lo, hi)),
+    _kernel(out.params),
     {
       'model': config.model,
       'layers': list(range(lo, hi + 1)),
@@ -126,36 +96,15 @@ def run(config: ConfigDict, workdir: str = '') -> None:
     },
     out.state,
   )
-  per_batch = [e['seconds'] for e in out.log]
-  rates = [e['seconds'] / e['facts'] for e in out.log if e['facts']]
-  results = {
-    'schema_version': folder.SCHEMA,
-    'model': config.model,
-    'method': config.method,
-    'num_edits': len(asked),
-    'batch_size': config.batch_size,
-    'metrics': {'before': before['metrics'], 'after': after['metrics']},
-    'timing': {
-      'edit_seconds_per_fact': float(np.median(rates)),
-      'compile_seconds': out.compile_seconds,
-      'stats_seconds': stats_seconds,
-      'evaluate_seconds': before['seconds'] + after['seconds'],
-      'per_batch_seconds': per_batch,
-    },
-    'schedule': 'final',
-    'curve': curve,
-    'compat': 'memit-2022',
-    'versions': folder.versions(),
-    'overwritten': len(gone),
-    'skipped': skipped,
-    'continuations': [
-      {'prompt': p, 'before': b, 'after': a}
-      for p, b, a in zip(shown, before['said'], after['said'], strict=True)
-    ],
-  }
+  results = folder.results(config, judge, before, after, out, stats_seconds)
+  results['skipped'] = skipped
   checkpoint.write_text(done, json.dumps(results, indent=2) + '\n')
   folder.show(results)
   common.say(f'run folder: {home}')
+
+
+def _kernel(split) -> np.ndarray:
+  return np.asarray(split['site']['mlp']['down']['kernel'])
 
 
 if __name__ == '__main__':

@@ -9,9 +9,9 @@ import json
 import jax
 import jax.numpy as jnp
 
-from jedit import evaluate, metrics, requests
+from jedit import metrics, requests
 from jedit.models.load import load
-from launch import common
+from launch import common, measure
 
 _CONFIG = common.config_flag()
 
@@ -26,13 +26,8 @@ def main(_):
   source = config.params or config.model
   loaded = load(source)
   params = jax.tree.map(jnp.asarray, loaded.params)
-  probe = evaluate.probe(loaded.tokenizer, asked, config.rendering)
-  with common.bar(len(probe.kind), 'evaluation', 'prompt') as b:
-    scores = evaluate.score(
-      loaded.model, params, probe.questions, progress=common.ticker(b)
-    )
-  gone = requests.overwritten(asked)
-  table = evaluate.counterfact(scores, probe, gone)
+  judge = measure.measurer(loaded, asked, config.rendering)
+  table = judge.table(params, source)
   common.say(f'{source}, {len(asked)} records of {path}, in percent')
   for protocol in metrics.PROTOCOLS:
     row = table['counterfact'][protocol]

@@ -4,11 +4,12 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import statistics
 import time
 
 from ml_collections import ConfigDict
 
-from jedit import checkpoint
+from jedit import checkpoint, requests
 from jedit.types import JeditError
 from launch import common
 
@@ -91,6 +92,48 @@ def versions() -> dict[str, str]:
   return {'python': platform.python_version(), **found}
 
 
+def results(config, judge, before, after, out, stats_seconds: float) -> dict:
+  """results.json of a finished run; the schema is README's.
+
+  Args:
+    config: of the run.
+    judge: the Measurer.
+    before: what it measured of the base model.
+    after: and of the edited one.
+    out: the Stream.
+    stats_seconds: what the second moments took.
+  """
+  rates = [e['seconds'] / e['facts'] for e in out.log if e['facts']]
+  said = zip(judge.shown(), before['said'], after['said'], strict=True)
+  return {
+    'schema_version': SCHEMA,
+    'model': config.model,
+    'method': config.method,
+    'num_edits': len(judge.asked),
+    'batch_size': config.batch_size,
+    'metrics': {'before': before['metrics'], 'after': after['metrics']},
+    'timing': {
+      'edit_seconds_per_fact': statistics.median(rates),
+      'compile_seconds': out.compile_seconds,
+      'stats_seconds': stats_seconds,
+      'evaluate_seconds': before['seconds'] + after['seconds'],
+      'per_batch_seconds': [e['seconds'] for e in out.log],
+    },
+    'schedule': 'final',
+    'curve': [
+      {k: e[k] for k in ('num_edits', 'metrics')} | {'schedule': 'final'}
+      for e in out.log
+      if 'metrics' in e
+    ],
+    'compat': 'memit-2022',
+    'versions': versions(),
+    'overwritten': len(requests.overwritten(judge.asked)),
+    'continuations': [
+      {'prompt': p, 'before': b, 'after': a} for p, b, a in said
+    ],
+  }
+
+
 def show(results: dict) -> None:
   """The table before/after, the protocol beside every number."""
   metrics = results['metrics']
@@ -119,6 +162,3 @@ def show(results: dict) -> None:
     f'{t["compile_seconds"]:.1f} s, statistics {t["stats_seconds"]:.1f} s, '
     f'evaluation {t["evaluate_seconds"]:.1f} s'
   )
-
-
-__all__ = ['Log', 'SCHEMA', 'open_folder', 'remembered', 'show', 'versions']

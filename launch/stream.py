@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 
 import jedit
 from jedit import checkpoint, evaluate
-from jedit.models.transformer import Model
+from jedit.models.load import Loaded
 from jedit.types import EditBatch, Editor, JeditError, Params
 from launch import common
 from launch.folder import Log
+from launch.measure import Measurer
 
 
 class Stream(NamedTuple):
@@ -60,29 +61,31 @@ def _with_kernel(params, kernel):
 
 def run(
   config: ConfigDict,
-  model: Model,
+  loaded: Loaded,
   editor: Editor,
   params: Params,
   batches: EditBatch,
-  prose: jax.Array,
+  judge: Measurer,
   folder: pathlib.Path,
-  curve,
 ) -> Stream:
   """Edits all batches, from the last checkpoint of the folder on.
 
   Args:
     config: checkpoint_every, curve_every, max_perplexity, max_norm.
-    model: the network.
+    loaded: the model.
     editor: the editor.
     params: split params before any edit (donated).
     batches: the whole stream.
-    prose: token rows for the perplexity.
+    judge: scores the model on the way, every `curve_every` batches.
     folder: run folder.
-    curve: (split params, facts done) -> None, called every `curve_every`.
   """
   size, total = config.checkpoint_every, len(batches.valid)
   base_norms = _norms(_kernel(params))
-  ppl = jax.jit(lambda p: evaluate.perplexity(model, jedit.join(p), prose))
+  ids = loaded.tokenizer(common.PROSE.read_text()).input_ids
+  prose = jnp.asarray(ids, jnp.int32)[None]
+  ppl = jax.jit(
+    lambda p: evaluate.perplexity(loaded.model, jedit.join(p), prose)
+  )
   start = time.perf_counter()
   base_ppl = float(ppl(params))
   state = editor.init(params)
@@ -129,19 +132,19 @@ def run(
         'base_perplexity': base_ppl,
       }
       _check(config, entry, store)
+      if config.curve_every and cursor % config.curve_every == 0:
+        entry['metrics'] = judge.table(jedit.join(params), f'after {done}')
+      log.add(**entry)  # before the checkpoint: a resumed run lacks no line
       checkpoint.save_step(
         store,
         cursor,
         {'kernel': _kernel(params), 'state': state, 'cursor': np.array(cursor)},
       )
-      log.add(**entry)
       progress.set_postfix_str(
         f'{seconds / max(count, 1):.2f} s/fact, targets reached '
         f'{entry["reached"]}/{count}, perplexity {entry["perplexity"]:.1f}'
       )
       progress.update(count)
-      if config.curve_every and cursor % config.curve_every == 0:
-        curve(params, done)
   return Stream(params, state, compile_seconds, log.lines)
 
 
