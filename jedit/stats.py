@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jedit.files import open_text, read_json
 from jedit.models import transformer
 from jedit.models.transformer import Model
-from jedit.requests import open_text, read_json
 from jedit.types import JeditError, Params, SecondMoment
 
 

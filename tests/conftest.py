@@ -14,7 +14,7 @@ jaxtyping.install_import_hook(
     f'jedit.{name}'
     for name in (
       'condition', 'editors', 'generate', 'models', 'prompts', 'requests',
-      'sequence', 'stats', 'values',
+      'rows', 'sequence', 'stats', 'values',
     )
   ],
   'beartype.beartype',

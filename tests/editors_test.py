@@ -11,6 +11,7 @@ import pytest
 
 from jedit import alphaedit, memit, values
 from jedit.models import transformer
+from jedit.rows import enter
 from jedit.sequence import edit_sequence
 from jedit.types import apply_updates
 from tests import oracle, tiny
@@ -42,7 +43,7 @@ def engine():
 def targets():
   """Jitted v* of a batch."""
   model, _ = tiny.model()
-  go = lambda p, b: engine()(p, values.enter(model, p, b), b).value
+  go = lambda p, b: engine()(p, enter(model, p, b), b).value
   return jax.jit(go)
 
 

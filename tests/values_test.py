@@ -12,6 +12,7 @@ import pytest
 
 from jedit import generate, prompts, requests, values
 from jedit.models import gguf, transformer
+from jedit.rows import enter
 from tests import tiny
 
 # Some facts get there, some do not, at different steps.
@@ -26,7 +27,7 @@ def run(model, params, batch, stages=(1.0,), **kwargs):
 
   @jax.jit
   def go(params, batch):
-    return optimise(params, values.enter(model, params, batch), batch)
+    return optimise(params, enter(model, params, batch), batch)
 
   return jax.tree.map(np.asarray, go(params, batch))
 
@@ -141,7 +142,7 @@ def test_a_batch_is_its_requests_one_by_one(many):
   model, params, batch, whole = many
   assert len(set(whole.steps.tolist())) > 2  # they stop at different steps
   optimise = values.optimiser(model, stages=(1.0,), **_EASY)
-  go = jax.jit(lambda p, b: optimise(p, values.enter(model, p, b), b))
+  go = jax.jit(lambda p, b: optimise(p, enter(model, p, b), b))
   alone = [go(params, tiny.pick(batch, [i])) for i in range(8)]
   joined = jax.tree.map(lambda *x: np.concatenate(x), *alone)
   assert_same(whole, joined)

@@ -18,6 +18,7 @@ from jedit import values
 from jedit.condition import condition
 from jedit.models import transformer
 from jedit.models.transformer import Model
+from jedit.rows import crop, enter
 from jedit.types import (
   EditBatch,
   Editor,
@@ -75,7 +76,7 @@ def least_squares(
     return EditState(jnp.asarray(root, jnp.float32), zero, report)
 
   def update(batch: EditBatch, state: EditState, params: Params):
-    rows = values.enter(model, params, batch)
+    rows = enter(model, params, batch)
     targets = optimise(params, rows, batch)
     delta, posterior, residual = _walk(
       model,
@@ -112,8 +113,8 @@ def _walk(model, site, rows, batch, goal, roots, noise, divisor, plain_weight):
   layers = roots.shape[0]
   heads, plains = batch.budget[0] + count * contexts, batch.budget[2]
   to_lookup = slice(0, wide + 1)
-  x, walk = values.crop(rows, batch, slice(0, contexts), to_lookup, heads)
-  _, plain = values.crop(rows, batch, slice(0, 1), to_lookup, plains)
+  x, walk = crop(rows, batch, slice(0, contexts), to_lookup, heads)
+  _, plain = crop(rows, batch, slice(0, 1), to_lookup, plains)
   lookup = walk.token[:, wide].reshape(count, contexts)
   plain_lookup = plain.token[:, wide]
   other = (1 - plain_weight) / max(contexts - 1, 1)

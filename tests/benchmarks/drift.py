@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jedit import condition, generate, prompts, requests, stats, values
+from jedit import condition, files, generate, prompts, requests, stats
 from jedit.models import gguf, transformer
+from jedit.rows import enter
 from jedit.types import SecondMoment
 from tests.field_data import FOLDER
 
@@ -37,7 +38,7 @@ def second_moment(model, params, tokenizer) -> SecondMoment:
   if path.is_file():
     saved = np.load(path)
     return SecondMoment(saved['moment'], saved['count'])
-  articles = requests.read_json(FOLDER / 'wikipedia_2000_articles.jsonl.gz')
+  articles = files.read_json(FOLDER / 'wikipedia_2000_articles.jsonl.gz')
   ids = (tokenizer(article['text']).input_ids for _, article in articles)
   sums = stats.zeros(_LAST - _FIRST + 1, model.config.mlp_width)
   start = prompts.start_ids(tokenizer)
@@ -64,7 +65,7 @@ def site_keys(model, params, tokenizer) -> np.ndarray:
 
   @jax.jit
   def run(params, batch):
-    rows = values.enter(model, params, batch)
+    rows = enter(model, params, batch)
     _, keys = transformer.run(
       model, params['site'], rows.x, rows.at, keep=lambda trace: trace.key
     )

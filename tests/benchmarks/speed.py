@@ -1,11 +1,13 @@
 """Seconds a fact, and the value engine's share of the matmul peak.
 
-  python -m tests.benchmarks.speed --batch=50 --batches=10 --forced
+  python -m tests.benchmarks.speed --batch=50 --batches=10 --forced --plain=2
 
 Everything between request and weights, steady state, layers 4-8 of SmolLM2,
 AlphaEdit, CounterFact. The share counts needed operations only: real tokens
 from the lookup on x steps x layers above x weights x 2, forward and backward,
-and the head at the scored positions. JEDIT_DATA as in quality.py.
+and the head at the scored positions. `--plain` facts are also optimised in the
+order of the references, one at a time through the whole model at every step,
+and the evaluation of the records is timed. JEDIT_DATA as in quality.py.
 """
 
 import functools
@@ -17,14 +19,18 @@ import numpy as np
 from absl import app, flags
 
 import jedit
-from jedit import generate, requests, values
+from jedit import evaluate, generate, requests, values
 from jedit.models.load import load
+from jedit.rows import enter
 from jedit.types import SecondMoment
+from tests import tiny
 from tests.field_data import FOLDER
+from tests.values_test import plain
 
 _SIZE = flags.DEFINE_integer('batch', 50, 'Facts solved together.')
 _COUNT = flags.DEFINE_integer('batches', 4, 'Batches.')
 _FORCED = flags.DEFINE_bool('forced', False, 'All steps, no early stop.')
+_PLAIN = flags.DEFINE_integer('plain', 0, "Facts for the references' order.")
 _STEPS = flags.DEFINE_integer('steps', 25, 'Evaluations of the objective.')
 
 
@@ -49,6 +55,16 @@ def needed(model, batch, steps: int, above: int) -> float:
   tokens = int(batch.tail_len.sum())
   once = 2 * tokens * above * weights + 2 * scored * c.width * c.vocab_size
   return float(2 * steps * once)
+
+
+def plain_seconds(model, params, batch, count: int, **kwargs) -> float:
+  """Seconds a fact of the values alone, compilation excluded."""
+  pick = lambda i: tiny.pick(batch, [i])
+  plain(model, params, pick(0), 8, **kwargs | {'steps': 2})
+  start = time.perf_counter()
+  for i in range(count):
+    plain(model, params, pick(i), 8, **kwargs)
+  return (time.perf_counter() - start) / count
 
 
 def main(_):
@@ -76,10 +92,10 @@ def main(_):
   @jax.jit
   def targets(params, batch):
     batch = jax.tree.map(lambda a: a[0], batch)
-    return optimise(params, values.enter(model, params, batch), batch)
+    return optimise(params, enter(model, params, batch), batch)
 
   targets(split, one(0)).value.block_until_ready()
-  params = split
+  params, spent = split, []
   for i in range(len(groups)):
     fast = peak()
     start = time.perf_counter()
@@ -87,6 +103,7 @@ def main(_):
       compiled(params, state, one(i))
     )
     seconds = time.perf_counter() - start
+    spent.append(seconds)
     start = time.perf_counter()
     jax.block_until_ready(targets(split, one(i)))
     value_seconds = time.perf_counter() - start
@@ -105,6 +122,25 @@ def main(_):
         f'{work / value_seconds / fast:.0%} of peak'
       )
     print(line, flush=True)
+  rates = [s / len(g) for s, g in zip(spent, groups, strict=True)]
+  rate = float(np.median(rates))
+  print(f'median {rate:.3f} s a fact; batches {np.round(spent, 1).tolist()} s')
+  if _PLAIN.value:
+    first = jax.tree.map(lambda a: np.asarray(a[0]), batches)
+    slow = plain_seconds(
+      model, loaded.params, first, _PLAIN.value, steps=_STEPS.value, **stop
+    )
+    print(
+      f"the references' order: {slow:.1f} s a fact, {slow / rate:.1f} times"
+    )
+  few = asked[:100]
+  probe = evaluate.probe(loaded.tokenizer, few)
+  whole = jax.tree.map(jnp.asarray, loaded.params)
+  for name in 'with compilation', 'again':
+    start = time.perf_counter()
+    evaluate.score(model, whole, probe.questions)
+    seconds = (time.perf_counter() - start) / len(few)
+    print(f'evaluation: {seconds:.3f} s a record ({name})', flush=True)
 
 
 if __name__ == '__main__':
