@@ -173,11 +173,14 @@ def edit_batches(
     for batch in batches
   ]
   flat = [row for batch in rows for request in batch for row in request]
-  longest = max(len(ids) for ids, _, _ in flat)
-  if max_length is not None and longest > max_length:
-    raise JeditError(
-      f'a prompt has {longest} tokens, the model takes {max_length}'
-    )
+  for asked, made in zip(batches, rows, strict=True):
+    for r, request in zip(asked, made, strict=True):
+      longest = max(len(ids) for ids, _, _ in request)
+      if max_length is not None and longest > max_length:
+        raise JeditError(
+          f'record {r.id}: its prompt, put after a context, has {longest} '
+          f'tokens and the model takes {max_length}; shorten or remove it'
+        )
   shape = len(batches), batch_size, len(contexts) + 2
   wide = round_up(max(lookup for _, lookup, _ in flat), 8)
   long = round_up(max(len(ids) - lookup for ids, lookup, _ in flat), 4)

@@ -274,7 +274,7 @@ def ascii_only():
   (Request('7', 'a {} is', 'bX', 'b'), {}, 'record 7: the tok.*"bX" read "b"'),
   (Request('7', 'a {} is', 'b', '大'), {}, 'record 7: the target has no token'),
   (Request('7', 'a {} is', 'b', 'c' * 30), {'max_length': 30},
-   'a prompt has 33 tokens, the model takes 30'),
+   'record 7: its prompt.*33 tokens and the model takes 30.*shorten'),
   (Request('7', 'a {} is', 'b', 'c'), {'rendering': 'chat'},
    'rendering=chat: this tokenizer has no chat template'),
   (Request('7', 'a {} is', 'b', 'c'), {'rendering': 'prose'},
