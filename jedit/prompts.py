@@ -89,12 +89,12 @@ def _prompt(
   text: str,
   subject: str,
   start: int,
-  context: Sequence[int] | None,
+  after_context: bool,
   bos: list[int],
   id: str,
 ) -> tuple[list[int], int]:
-  """Ids of context + prompt and the index of the subject's last token."""
-  if context is None:
+  """Ids of a prompt, after a context or alone, and the subject's last one."""
+  if not after_context:
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, spans = out.input_ids, np.asarray(out.offset_mapping).reshape(-1, 2)
     before, shift = bos, 0
@@ -102,7 +102,7 @@ def _prompt(
       before = []
   else:
     ids, spans = continuation(tokenizer, '. ' + text)
-    before, shift = [*bos, *context], 2
+    before, shift = [], 2
   inside = spans[:, 0] < start + shift + len(subject)
   inside &= spans[:, 1] > start + shift
   inside &= spans[:, 1] > spans[:, 0]
@@ -120,24 +120,25 @@ def _prompt(
 
 
 def _rows(tokenizer, request, contexts, rendering, bos):
-  """(ids, lookup, number of target tokens) of each row of a request."""
+  """(ids, lookup, target) of each row of a request, without its context."""
   target = target_ids(tokenizer, request.target, rendering)
   if not target:
     raise JeditError(f'record {request.id}: the target has no token')
   text = render(tokenizer, request.text, rendering)
   start = _place(text, request)
-  rows = []
-  for context in [None, *contexts]:
+
+  def row(after_context):
     ids, lookup = _prompt(
-      tokenizer, text, request.subject, start, context, bos, request.id
+      tokenizer, text, request.subject, start, after_context, bos, request.id
     )
-    rows.append((ids + target[:-1], lookup, target))
+    return ids + target[:-1], lookup, target
+
   about = f'{request.subject} is a'
   ids, lookup = _prompt(
-    tokenizer, about, request.subject, 0, None, bos, request.id
+    tokenizer, about, request.subject, 0, False, bos, request.id
   )
-  rows.append((ids[: lookup + 1], lookup, []))
-  return rows
+  kl = ids[: lookup + 1], lookup, []
+  return [row(False), *[row(True)] * contexts, kl]
 
 
 def round_up(n: int, step: int) -> int:
@@ -168,14 +169,18 @@ def edit_batches(
     JeditError: naming the record whose subject or target has no token.
   """
   bos = start_ids(tokenizer)
+  prefixes = [[], *([*bos, *c] for c in contexts), []]
   rows = [
-    [_rows(tokenizer, r, contexts, rendering, bos) for r in batch]
+    [_rows(tokenizer, r, len(contexts), rendering, bos) for r in batch]
     for batch in batches
   ]
   flat = [row for batch in rows for request in batch for row in request]
   for asked, made in zip(batches, rows, strict=True):
     for r, request in zip(asked, made, strict=True):
-      longest = max(len(ids) for ids, _, _ in request)
+      longest = max(
+        len(before) + len(ids)
+        for before, (ids, _, _) in zip(prefixes, request, strict=True)
+      )
       if max_length is not None and longest > max_length:
         raise JeditError(
           f'record {r.id}: its prompt, put after a context, has {longest} '
@@ -188,6 +193,10 @@ def edit_batches(
   tail, tail_len = np.zeros((*shape, long), np.int32), np.zeros(shape, np.int32)
   label = np.full((*shape, long), -1, np.int32)
   valid = np.zeros(shape[:2], bool)
+  prefix_len = np.array([len(ids) for ids in prefixes], np.int32)
+  prefix = np.zeros((len(prefixes), max(1, *prefix_len)), np.int32)
+  for row, ids in zip(prefix, prefixes, strict=True):
+    row[: len(ids)] = ids
   for n, batch in enumerate(rows):
     for b, request in enumerate(batch):
       valid[n, b] = True
@@ -206,7 +215,18 @@ def edit_batches(
     round_up(most(plain), 64),
     round_up(most(label >= 0), 32),
   )
-  return EditBatch(head, head_len, tail, tail_len, label, valid, budget)
+  every = lambda a: np.broadcast_to(a, (len(batches), *a.shape))
+  return EditBatch(
+    every(prefix),
+    every(prefix_len),
+    head,
+    head_len,
+    tail,
+    tail_len,
+    label,
+    valid,
+    budget,
+  )
 
 
 def questions(

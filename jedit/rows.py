@@ -14,12 +14,16 @@ class Rows(NamedTuple):
   """Hidden states of a batch at the entrance of the site.
 
   Attributes:
-    x: [M, D], all rows packed: heads and tails.
+    prefix: [R * C, D], the contexts, packed.
+    prefix_at: their layout on the grid [R, C].
+    x: [M, D], all that follows them, packed: heads and tails.
     at: their layout on the grid [B * R, P + S].
     mask: bool [B * R, P + S], slots that hold a token.
     positions: int32 [B * R, P + S].
   """
 
+  prefix: jax.Array
+  prefix_at: Layout
   x: jax.Array
   at: Layout
   mask: jax.Array
@@ -28,25 +32,34 @@ class Rows(NamedTuple):
 
 def enter(model: Model, params: Params, batch: EditBatch) -> Rows:
   """Runs `below`, once a batch: nothing there is ever edited."""
-  wide, long = batch.head.shape[-1], batch.tail.shape[-1]
-  head_len, tail_len = batch.head_len.ravel(), batch.tail_len.ravel()
-  tokens = jnp.concatenate([batch.head, batch.tail], axis=-1).ravel()
-  before = jnp.arange(wide)[None]
-  after = jnp.arange(long)[None]
-  mask = jnp.concatenate(
-    [before < head_len[:, None], after < tail_len[:, None]], axis=-1
+
+  def embed(tokens, mask, positions, size):
+    at = transformer.layout(mask, positions, size)
+    tokens = transformer.take(tokens.ravel(), at.slot)
+    return model.embed(params, tokens, at.positions), at
+
+  count, per, wide = batch.head.shape
+  slots = jnp.arange(batch.prefix.shape[-1])[None]
+  x, prefix_at = embed(
+    batch.prefix,
+    slots < batch.prefix_len[:, None],
+    jnp.broadcast_to(slots, batch.prefix.shape),
+    batch.prefix.size,
   )
-  positions = jnp.concatenate(
-    [
-      jnp.broadcast_to(before, (head_len.size, wide)),
-      head_len[:, None] + after,
-    ],
-    axis=-1,
+  prefix, past = transformer.cache(model, params['below'], x, prefix_at)
+  begin = jnp.tile(batch.prefix_len, count)[:, None]
+  head_len = batch.head_len.reshape(-1, 1)
+  before, after = jnp.arange(wide)[None], jnp.arange(batch.tail.shape[-1])[None]
+  join = lambda a, b: jnp.concatenate([a, b], axis=-1)
+  mask = join(before < head_len, after < batch.tail_len.reshape(-1, 1))
+  positions = begin + join(
+    jnp.broadcast_to(before, (count * per, wide)), head_len + after
   )
-  at = transformer.layout(mask, positions, batch.budget[0] + batch.budget[1])
-  x = model.embed(params, transformer.take(tokens, at.slot), at.positions)
-  x, _ = transformer.run(model, params['below'], x, at)
-  return Rows(x, at, mask, positions)
+  tokens = join(batch.head, batch.tail)
+  size = batch.budget[0] + batch.budget[1]
+  x, at = embed(tokens, mask, positions, size)
+  x, _ = transformer.run(model, params['below'], x, at, past)
+  return Rows(prefix, prefix_at, x, at, mask, positions)
 
 
 def crop(

@@ -3,8 +3,9 @@
 Axis letters, the same in every file:
 
   L layers     E edited ("site") layers    N batches   B requests in a batch
-  R token rows of a request (C rewriting contexts, then the KL row)
-  P tokens before the lookup token         S tokens from the lookup token on
+  R token rows of a request (rewriting contexts, then the KL row)
+  C tokens of a row's context, the same for all requests
+  P tokens from there to the lookup token  S tokens from the lookup token on
   T tokens     D model width               F MLP width       V vocabulary
   M tokens of a packed layout              H, G, A  kv heads, queries a kv
                                            head, head width
@@ -32,12 +33,15 @@ class EditBatch:
   """Requests that are solved together, as arrays; [N, ...] when stacked.
 
   Every row is cut at the lookup token (the subject's last token): `head` is
-  what comes before, `tail` starts with the lookup token. Rows 0..C-1 put the
-  request in C contexts and end with the target (row 0 has no context); the
-  last row is the KL prompt, whose tail is the lookup token alone.
+  what comes before, `tail` starts with the lookup token. All rows but the last
+  put the request in a context and end with the target (row 0 has no context);
+  the last row is the KL prompt, whose tail is the lookup token alone. What row
+  r of every request starts with, its context, is kept once: `prefix`.
 
   Attributes:
-    head: int32 [B, R, P], right-padded.
+    prefix: int32 [R, C], right-padded; empty for row 0 and the KL row.
+    prefix_len: int32 [R].
+    head: int32 [B, R, P], right-padded; without the prefix.
     head_len: int32 [B, R].
     tail: int32 [B, R, S], right-padded; without the target's last token.
     tail_len: int32 [B, R].
@@ -48,6 +52,8 @@ class EditBatch:
       least the number of real tokens of each kind in any batch.
   """
 
+  prefix: jax.Array
+  prefix_len: jax.Array
   head: jax.Array
   head_len: jax.Array
   tail: jax.Array
@@ -59,7 +65,7 @@ class EditBatch:
 
 jax.tree_util.register_dataclass(
   EditBatch,
-  ['head', 'head_len', 'tail', 'tail_len', 'label', 'valid'],
+  [f.name for f in dataclasses.fields(EditBatch) if f.name != 'budget'],
   ['budget'],
 )
 

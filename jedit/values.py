@@ -7,11 +7,12 @@ token and minimises (MEMIT, eq. 4, as its code weighs the terms)
       + kl_factor KL(p_now || p_start) + weight_decay |delta| / |v0|^2
 
 by Adam, held to |delta| <= clamp |v0|. The model is causal, so what precedes
-the lookup token is run once and cached; a step runs only the tokens from the
-lookup on, through the layers above the site, and reads logits at the scored
-positions alone. All requests of a batch go together and do not interact: each
-stops by itself, exactly as if it ran alone, and the batch is cut down to those
-still running as soon as they fit the next smaller stage.
+the lookup token is run once and cached, the contexts once for all requests; a
+step runs only the tokens from the lookup on, through the layers above the site,
+and reads logits at the scored positions alone. All requests of a batch go
+together and do not interact: each stops by itself, exactly as if it ran alone,
+and the batch is cut down to those still running as soon as they fit the next
+smaller stage.
 """
 
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class _Suffix(NamedTuple):
 
   x: jax.Array  # [M, D] without delta
   at: Layout
-  past: Past  # [layers, W * R, H, P, A]
+  past: Past  # [layers, W * R, H, C + P, A]
   owner: jax.Array  # [M], request whose delta the token takes; W for none
   token: jax.Array  # [Q + W], packed index of the scored tokens, KL rows last
   label: jax.Array  # [Q]
@@ -157,11 +158,15 @@ def optimiser(
   def optimise(params: Params, rows: Rows, batch: EditBatch) -> Targets:
     count, per, long = batch.tail.shape
     wide = batch.head.shape[-1]
-    h, _ = transformer.run(model, params['site'], rows.x, rows.at)
+    prefix, past = transformer.cache(
+      model, params['site'], rows.prefix, rows.prefix_at
+    )
+    h, _ = transformer.run(model, params['site'], rows.x, rows.at, past)
     rows = rows._replace(x=h)
+    _, past = transformer.cache(model, params['above'], prefix, rows.prefix_at)
     every = slice(None)
     x, at = crop(rows, batch, every, slice(0, wide), batch.budget[0])
-    _, past = transformer.cache(model, params['above'], x, at)
+    _, past = transformer.cache(model, params['above'], x, at, past)
     tails = transformer.to_grid(h, rows.at)[:, wide:]
     tails = tails.reshape(count, per, long, -1)
     positions = rows.positions[:, wide:].reshape(count, per, long)

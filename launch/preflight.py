@@ -38,9 +38,8 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
   head, tail, _, scored = batches.budget
   above = c.num_layers - 1 - hi
   rows = batches.valid.shape[1] * batches.head_len.shape[2]
-  cached = (
-    8 * above * rows * batches.head.shape[-1] * c.num_kv_heads * c.head_dim
-  )
+  slots = batches.prefix.shape[-1] + batches.head.shape[-1]
+  cached = 8 * above * rows * slots * c.num_kv_heads * c.head_dim
   saved = 4 * above * tail * (4 * c.mlp_width + 10 * c.width)
   logits = 3 * 4 * (scored + batches.valid.shape[1]) * c.vocab_size
   sites = hi - lo + 1

@@ -1,5 +1,6 @@
 """One contract for every editor, on a tiny model."""
 
+import dataclasses
 import functools
 
 import chex
@@ -155,7 +156,7 @@ def test_scan_equals_a_loop(name):
 def test_an_empty_batch_changes_nothing(name):
   _, params, state, batches = make(name)
   empty = jax.tree.map(jnp.asarray, tiny.batch(4, invalid=range(4)))
-  batch = type(empty)(*jax.tree.leaves(empty), batches.budget)
+  batch = dataclasses.replace(empty, budget=batches.budget)
   updates, new = step(name)(batch, state, params)
   assert not kernel(updates).any()
   np.testing.assert_array_equal(new.root, state.root)
@@ -261,4 +262,4 @@ def test_facts_are_learned(name):
   edited = apply_updates(params, first(name)[0])
   chance = lambda p: tiny.target_probability(model, transformer.join(p), batch)
   before, after = chance(params), chance(edited)
-  assert before.max() < 0.2 and after.mean() > before.mean() + 0.4
+  assert before.mean() < 0.1 and after.mean() > 0.5

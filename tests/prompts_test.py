@@ -67,8 +67,10 @@ def spell(text):
 
 
 def row(batch, tok, at):
-  """(text of head, of the lookup token, of the rest; label ids) of a row."""
-  head = batch.head[at][: batch.head_len[at]].tolist()
+  """(text to the lookup token, of it, of the rest; label ids) of a row."""
+  n, _, r = at
+  head = batch.prefix[n, r][: batch.prefix_len[n, r]].tolist()
+  head += batch.head[at][: batch.head_len[at]].tolist()
   tail = batch.tail[at][: batch.tail_len[at]].tolist()
   if at[2] == 0 or tok('').input_ids:
     start = tok('').input_ids

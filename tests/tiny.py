@@ -4,6 +4,7 @@ The forward here shares nothing with jedit's but the blocks: whole rows, right
 padding, one layer after another, a causal mask written out.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,8 @@ from jedit.models.layers import Config
 from jedit.types import EditBatch, SecondMoment
 
 VOCAB, LAYERS, SITE = 96, 6, (1, 3)
+# The leaves of an EditBatch that have an axis of requests.
+OF_REQUESTS = 'head', 'head_len', 'tail', 'tail_len', 'label', 'valid'
 _SHARED = dict(
   vocab_size=VOCAB, width=32, mlp_width=64, num_layers=LAYERS, num_heads=4,
   head_dim=8, context_length=64, norm_eps=1e-5, tied=False,
@@ -53,6 +56,10 @@ def batch(count=6, contexts=3, seed=0, invalid=(), hard=range(99)):
   rng = np.random.default_rng(seed)
   rows, wide, long = contexts + 1, 8, 8
   shape = count, rows
+  prefix_len = np.array([0, *rng.integers(1, 6, contexts - 1), 0])
+  prefix = rng.integers(1, VOCAB, (rows, 6)) * (
+    np.arange(6) < prefix_len[:, None]
+  )
   head, tail = np.zeros((*shape, wide)), np.zeros((*shape, long))
   head_len, tail_len = np.zeros(shape), np.zeros(shape)
   label = np.full((*shape, long), -1)
@@ -63,7 +70,7 @@ def batch(count=6, contexts=3, seed=0, invalid=(), hard=range(99)):
     subject, rest = draw(2), draw(rng.integers(0, tokens))
     target = draw(rng.integers(1 + (tokens > 1), tokens + 1))
     for r in range(rows):
-      before = draw(rng.integers(1, wide) if r else rng.integers(0, 3))
+      before = draw(rng.integers(0, 4))
       ids = np.concatenate([before, subject, rest, target[:-1]])
       if r == contexts:
         ids = subject
@@ -82,7 +89,8 @@ def batch(count=6, contexts=3, seed=0, invalid=(), hard=range(99)):
   budget = tuple(
     map(up, (head_len.sum(), tail_len.sum(), plain, (label >= 0).sum()))
   )
-  return EditBatch(*ints(head, head_len, tail, tail_len, label), valid, budget)
+  arrays = ints(prefix, prefix_len, head, head_len, tail, tail_len, label)
+  return EditBatch(*arrays, valid, budget)
 
 
 def stack(batches):
@@ -94,22 +102,26 @@ def stack(batches):
 
 
 def pick(batch, index):
-  """Some requests of a batch [B, ...]; the budget stays."""
+  """Some requests of a batch [B, ...]; prefix and budget stay."""
   take = lambda x: np.asarray(x)[np.asarray(index)]
-  return jax.tree.map(take, batch)
+  picked = jax.tree.map(take, {n: getattr(batch, n) for n in OF_REQUESTS})
+  return dataclasses.replace(batch, **picked)
 
 
 def whole_rows(batch):
   """(tokens [B, R, T], lookup [B, R], label [B, R, T]) of uncut rows."""
-  wide, long = batch.head.shape[-1], batch.tail.shape[-1]
-  shape = *batch.head_len.shape, wide + long
+  parts = batch.prefix, batch.head, batch.tail
+  shape = *batch.head_len.shape, sum(x.shape[-1] for x in parts)
   tokens, label = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+  lookup = np.asarray(batch.prefix_len + batch.head_len)
   for at in np.ndindex(*shape[:2]):
-    n, m = int(batch.head_len[at]), int(batch.tail_len[at])
-    tokens[at][:n] = batch.head[at][:n]
-    tokens[at][n : n + m] = batch.tail[at][:m]
-    label[at][n : n + m] = batch.label[at][:m]
-  return tokens, np.asarray(batch.head_len), label
+    b, r = at
+    n, m = int(batch.prefix_len[r]), int(batch.tail_len[at])
+    tokens[at][:n] = batch.prefix[r][:n]
+    tokens[at][n : lookup[at]] = batch.head[at][: batch.head_len[at]]
+    tokens[at][lookup[at] : lookup[at] + m] = batch.tail[at][:m]
+    label[at][lookup[at] : lookup[at] + m] = batch.label[at][:m]
+  return tokens, lookup, label
 
 
 def _attend(q, k, v):

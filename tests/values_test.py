@@ -1,5 +1,6 @@
 """The value engine against a plain loop, and what it promises of batches."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -157,9 +158,8 @@ def test_stages_change_nothing(many):
 
 def test_larger_budgets_change_nothing(many):
   model, params, batch, whole = many
-  roomy = type(batch)(
-    *jax.tree.leaves(batch), tuple(2 * b + 5 for b in batch.budget)
-  )
+  more = tuple(2 * b + 5 for b in batch.budget)
+  roomy = dataclasses.replace(batch, budget=more)
   assert_same(run(model, params, roomy, **_EASY), whole)
 
 
@@ -170,8 +170,9 @@ def test_invalid_requests_are_inert(many):
   put = lambda e, x: np.put_along_axis(
     e, real.reshape(-1, *[1] * (x.ndim - 1)), x, 0
   )
-  jax.tree.map(put, empty, type(batch)(*jax.tree.leaves(batch), empty.budget))
-  padded = type(batch)(*jax.tree.leaves(empty), batch.budget)
+  of = lambda b: {n: getattr(b, n) for n in tiny.OF_REQUESTS}
+  jax.tree.map(put, of(empty), of(batch))
+  padded = dataclasses.replace(batch, **of(empty))
   assert padded.valid.tolist() == [i in real for i in range(10)]
   got = run(model, params, padded, **_EASY)
   assert_same(jax.tree.map(lambda x: x[real], got), whole)

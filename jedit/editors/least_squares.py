@@ -122,36 +122,40 @@ def _walk(model, site, rows, batch, goal, roots, noise, divisor, plain_weight):
   share = share / share.sum()
   noises = jnp.where(batch.valid, noise, 1.0)
 
-  def block(layer, x, at):
-    attend = transformer.attention(at, x.shape[0])
-    mid, key, _ = model.address(layer, x, at.positions, attend)
-    return mid, key
+  def block(layer, x, at, past=None):
+    attend = transformer.attention(at, x.shape[0], past)
+    return model.address(layer, x, at.positions, attend)
 
   def rest(first, x):
     """The plain rows' value at the last site layer, from layer `first` on."""
 
     def body(i, x):
       layer = jax.tree.map(lambda a: a[i], site)
-      return model.value(layer, *block(layer, x, plain))
+      return model.value(layer, *block(layer, x, plain)[:2])
 
     x = jax.lax.fori_loop(first, layers, body, x)
     return transformer.take(x, plain_lookup)
 
-  def step(x, xs):
+  def step(carry, xs):
+    x, before = carry
     layer, root, index = xs
     grid = transformer.to_grid(x, walk)
     start = transformer.from_grid(grid[::contexts], plain)
     wrong = goal - rest(index, start).astype(jnp.float32)
     wrong = wrong / divisor((layers - index).astype(jnp.float32))
-    mid, key = block(layer, x, walk)
+    before_mid, before_key, kv = block(layer, before, rows.prefix_at)
+    past = transformer.as_past(kv, rows.prefix_at)
+    past = jax.tree.map(lambda a: a[:contexts], past)
+    mid, key, _ = block(layer, x, walk, past)
     keys = transformer.take(key, lookup).astype(jnp.float32)
     keys = jnp.einsum('bcf,c->bf', keys, share)
     delta, root = condition(root, keys, wrong, noises)
     layer = apply_updates(layer, {'mlp': {'down': {'kernel': delta}}})
     missed = jnp.linalg.norm(wrong - keys @ delta)
     residual = missed / jnp.maximum(jnp.linalg.norm(wrong), 1e-30)
-    return model.value(layer, mid, key), (delta, root, residual)
+    before = model.value(layer, before_mid, before_key)
+    return (model.value(layer, mid, key), before), (delta, root, residual)
 
   xs = (site, roots, jnp.arange(layers))
-  _, out = jax.lax.scan(step, x, xs)
+  _, out = jax.lax.scan(step, (x, rows.prefix), xs)
   return out

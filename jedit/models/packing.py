@@ -76,11 +76,29 @@ def from_grid(x: jax.Array, at: Layout) -> jax.Array:
 
 
 class Past(NamedTuple):
-  """Cached keys and values [.., R, H, P, A] and which of them exist [R, P]."""
+  """Cached keys and values [.., R, H, P, A] and which of them exist [R, P].
+
+  A past of R rows serves a grid of any multiple of them: rows r, r + R, ...
+  share row r.
+  """
 
   k: jax.Array
   v: jax.Array
   mask: jax.Array
+
+  def spread(self, rows: int) -> 'Past':
+    """The past of each of `rows` grid rows."""
+    times = rows // self.mask.shape[0]
+    if times == 1:
+      return self
+    kv = lambda a: jnp.tile(a, (times, 1, 1, 1))
+    return Past(kv(self.k), kv(self.v), jnp.tile(self.mask, (times, 1)))
+
+
+def as_past(kv: tuple[jax.Array, jax.Array], at: Layout) -> Past:
+  """The Past that packed tokens with keys and values [M, H, A] will be."""
+  k, v = (to_grid(x, at).swapaxes(1, 2) for x in kv)
+  return Past(k, v, at.token < kv[0].shape[0])
 
 
 def attention(at: Layout, size: int, past: Past | None = None) -> Callable:
@@ -89,6 +107,7 @@ def attention(at: Layout, size: int, past: Past | None = None) -> Callable:
   here = at.token < size
   mask = here[:, None, :] & jnp.tril(jnp.ones((width, width), bool))
   if past is not None:
+    past = past.spread(rows)
     seen = jnp.broadcast_to(past.mask[:, None], (rows, width, past.k.shape[2]))
     mask = jnp.concatenate([seen, mask], axis=-1)
 

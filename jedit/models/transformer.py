@@ -21,6 +21,7 @@ from jedit.models.layers import Config
 from jedit.models.packing import (
   Layout,
   Past,
+  as_past,
   attention,
   from_grid,
   layout,
@@ -35,6 +36,7 @@ __all__ = [
   'Model',
   'Past',
   'Trace',
+  'as_past',
   'attention',
   'build',
   'cache',
@@ -200,7 +202,7 @@ def run(
     layers: params of the segment, leaves [layers, ...].
     x: hidden states entering it.
     at: where the tokens are.
-    past: cached keys and values [layers, R, H, P, A] of what precedes.
+    past: what precedes, [layers, R, H, P, A].
     keep: what to collect of each layer's Trace.
 
   Returns:
@@ -223,10 +225,22 @@ def run(
 
 
 def cache(
-  model: Model, layers: Params, x: jax.Array, at: Layout
+  model: Model,
+  layers: Params,
+  x: jax.Array,
+  at: Layout,
+  past: Past | None = None,
 ) -> tuple[jax.Array, Past]:
-  """Runs a segment and keeps its keys and values on the grid of `at`."""
-  heads_first = lambda a: to_grid(a, at).swapaxes(1, 2)
-  keep = lambda trace: jax.tree.map(heads_first, trace.kv)
-  out, (k, v) = run(model, layers, x, at, keep=keep)
-  return out, Past(k, v, at.token < x.shape[0])
+  """Runs a segment; its Past, after `past`, on the grid of `at`."""
+  keep = lambda trace: as_past(trace.kv, at)[:2]
+  out, (k, v) = run(model, layers, x, at, past, keep)
+  new = Past(k, v, at.token < x.shape[0])
+  if past is None:
+    return out, new
+  past = past.spread(at.token.shape[0])
+  slots = lambda a, b, axis: jnp.concatenate([a, b], axis=axis)
+  return out, Past(
+    slots(past.k, new.k, -2),
+    slots(past.v, new.v, -2),
+    slots(past.mask, new.mask, -1),
+  )
