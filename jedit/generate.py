@@ -172,8 +172,15 @@ def complete(
   return said
 
 
+CONTEXT_TOKENS = 10
+
+
 def contexts(
-  model: Model, params: Params, tokenizer, seed: int, length: int = 10
+  model: Model,
+  params: Params,
+  tokenizer,
+  seed: int,
+  length: int = CONTEXT_TOKENS,
 ) -> list[list[int]]:
   """Five short texts by the model itself, as ids, that go before prompts.
 

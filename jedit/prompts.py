@@ -1,8 +1,7 @@
 """Requests and prompts as padded arrays of token ids.
 
 Strings end here. Ids are joined, never decoded and encoded again; the subject
-is found by character offsets; what a tokenizer puts before a text or a space
-is asked of the tokenizer.
+is found by character offsets.
 """
 
 from collections.abc import Sequence
@@ -11,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jedit.requests import Request
+from jedit.tokens import continuation, render, start_ids, target_ids
 from jedit.types import EditBatch, JeditError
-
-RENDERINGS = 'raw', 'qa', 'chat'
 
 
 class Questions(NamedTuple):
@@ -30,50 +28,6 @@ class Questions(NamedTuple):
   prompt_len: np.ndarray
   target: np.ndarray
   target_len: np.ndarray
-
-
-def start_ids(tokenizer: Any) -> list[int]:
-  """What the tokenizer puts in front of every text (BOS or nothing)."""
-  bare = tokenizer('a', add_special_tokens=False).input_ids
-  full = tokenizer('a').input_ids
-  return (
-    full[: len(full) - len(bare)] if full[-len(bare) :] == bare else full[:1]
-  )
-
-
-def continuation(tokenizer: Any, text: str) -> tuple[list[int], np.ndarray]:
-  """Ids of a text that follows other text, and character spans [n, 2]."""
-  before = 'a' if text[:1] in ' .' else '\n'
-  out = tokenizer(
-    before + text, add_special_tokens=False, return_offsets_mapping=True
-  )
-  spans = np.asarray(out.offset_mapping).reshape(-1, 2) - len(before)
-  first = int(np.searchsorted(spans[:, 1] > 0, True))
-  return out.input_ids[first:], spans[first:]
-
-
-def target_ids(
-  tokenizer: Any, target: str, rendering: str = 'raw'
-) -> list[int]:
-  """Ids of a target after its prompt: one space in between, none in chat."""
-  gap = '' if rendering == 'chat' else ' '
-  return continuation(tokenizer, gap + target.strip())[0]
-
-
-def render(tokenizer: Any, text: str, rendering: str) -> str:
-  """How a prompt is put to the model: raw, as a question, or as a chat turn."""
-  if rendering == 'raw':
-    return text
-  if rendering == 'qa':
-    return f'Question: {text}\nAnswer:'
-  if rendering == 'chat':
-    if not getattr(tokenizer, 'chat_template', None):
-      raise JeditError('rendering=chat: this tokenizer has no chat template')
-    turn = [{'role': 'user', 'content': text}]
-    return tokenizer.apply_chat_template(
-      turn, tokenize=False, add_generation_prompt=True
-    )
-  raise JeditError(f'rendering={rendering!r}: choose {", ".join(RENDERINGS)}')
 
 
 def _place(text: str, request: Request) -> int:
@@ -119,8 +73,11 @@ def _prompt(
   return [*before, *ids], len(before) + int(where[-1])
 
 
-def _rows(tokenizer, request, contexts, rendering, bos):
-  """(ids, lookup, target) of each row of a request, without its context."""
+def _rows(tokenizer, request, contexts, rendering, bos, room):
+  """(ids, lookup, target) of each row of a request, without its context.
+
+  No row may have more than `room` tokens; None is no limit.
+  """
   target = target_ids(tokenizer, request.target, rendering)
   if not target:
     raise JeditError(f'record {request.id}: the target has no token')
@@ -131,7 +88,13 @@ def _rows(tokenizer, request, contexts, rendering, bos):
     ids, lookup = _prompt(
       tokenizer, text, request.subject, start, after_context, bos, request.id
     )
-    return ids + target[:-1], lookup, target
+    ids = ids + target[:-1]
+    if room is not None and len(ids) > room:
+      raise JeditError(
+        f'record {request.id}: prompt and target have {len(ids)} tokens; the '
+        f'model takes {room} after a context: shorten or remove it'
+      )
+    return ids, lookup, target
 
   about = f'{request.subject} is a'
   ids, lookup = _prompt(
@@ -139,6 +102,31 @@ def _rows(tokenizer, request, contexts, rendering, bos):
   )
   kl = ids[: lookup + 1], lookup, []
   return [row(False), *[row(True)] * contexts, kl]
+
+
+def usable(
+  tokenizer: Any, requests: Sequence[Request], rendering: str, room: int
+) -> tuple[list[Request], list[str]]:
+  """The requests that tokens can be made of, and why the others cannot.
+
+  Args:
+    tokenizer: a fast Hugging Face tokenizer.
+    requests: to look at.
+    rendering: raw, qa or chat.
+    room: tokens the model takes after a context.
+  """
+  bos = start_ids(tokenizer)
+  render(
+    tokenizer, '', rendering
+  )  # what is wrong with all is no record's fault
+  good, reasons = [], []
+  for request in requests:
+    try:
+      _rows(tokenizer, request, 1, rendering, bos, room)
+      good.append(request)
+    except JeditError as e:
+      reasons.append(str(e))
+  return good, reasons
 
 
 def round_up(n: int, step: int) -> int:
@@ -166,26 +154,15 @@ def edit_batches(
     max_length: the model's context length in tokens.
 
   Raises:
-    JeditError: naming the record whose subject or target has no token.
+    JeditError: naming the record whose subject or target has no token, or that
+      is too long.
   """
   bos = start_ids(tokenizer)
   prefixes = [[], *([*bos, *c] for c in contexts), []]
-  rows = [
-    [_rows(tokenizer, r, len(contexts), rendering, bos) for r in batch]
-    for batch in batches
-  ]
+  room = max_length and max_length - max(map(len, prefixes))
+  make = lambda r: _rows(tokenizer, r, len(contexts), rendering, bos, room)
+  rows = [[make(r) for r in batch] for batch in batches]
   flat = [row for batch in rows for request in batch for row in request]
-  for asked, made in zip(batches, rows, strict=True):
-    for r, request in zip(asked, made, strict=True):
-      longest = max(
-        len(before) + len(ids)
-        for before, (ids, _, _) in zip(prefixes, request, strict=True)
-      )
-      if max_length is not None and longest > max_length:
-        raise JeditError(
-          f'record {r.id}: its prompt, put after a context, has {longest} '
-          f'tokens and the model takes {max_length}; shorten or remove it'
-        )
   shape = len(batches), batch_size, len(contexts) + 2
   wide = round_up(max(lookup for _, lookup, _ in flat), 8)
   long = round_up(max(len(ids) - lookup for ids, lookup, _ in flat), 4)

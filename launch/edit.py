@@ -31,12 +31,17 @@ def run(config: ConfigDict, workdir: str = '') -> None:
   common.check_method(config)
   path = config.requests or common.FACTS
   asked, skipped = requests.read(path, config.on_bad_request)
+  loaded = load(config.model)
+  model, tokenizer = loaded.model, loaded.tokenizer
+  length = model.config.context_length
+  if config.on_bad_request == 'skip':
+    room = length - generate.CONTEXT_TOKENS
+    asked, more = prompts.usable(tokenizer, asked, config.rendering, room)
+    skipped += more
   asked = requests.select(asked, config.num_edits, config.order, config.seed)
   groups, warnings = requests.batched(
     asked, config.batch_size, config.on_collision
   )
-  loaded = load(config.model)
-  model, tokenizer = loaded.model, loaded.tokenizer
   lo, hi = common.check_layers(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
   home = folder.open_folder(
@@ -67,7 +72,7 @@ def run(config: ConfigDict, workdir: str = '') -> None:
     texts,
     config.batch_size,
     config.rendering,
-    model.config.context_length,
+    length,
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from jedit import generate, prompts
+from jedit import generate, tokens
 from jedit.models.load import load
 from launch import common
 
@@ -21,7 +21,7 @@ _PROMPT = flags.DEFINE_multi_string(
   required=True,
 )
 _RENDERING = flags.DEFINE_enum(
-  'rendering', 'raw', prompts.RENDERINGS, 'How the prompt is put to the model.'
+  'rendering', 'raw', tokens.RENDERINGS, 'How the prompt is put to the model.'
 )
 _LENGTH = flags.DEFINE_integer('length', 32, 'Tokens to add.', lower_bound=1)
 _TOP_K = flags.DEFINE_integer('top_k', 1, '1 is greedy, 0 all.', lower_bound=0)
@@ -32,7 +32,7 @@ def main(_):
   loaded = load(_PARAMS.value)
   params = jax.tree.map(jnp.asarray, loaded.params)
   texts = [
-    prompts.render(loaded.tokenizer, text, _RENDERING.value)
+    tokens.render(loaded.tokenizer, text, _RENDERING.value)
     for text in _PROMPT.value
   ]
   said = generate.complete(

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jedit import checkpoint, generate, prompts, stats
+from jedit import checkpoint, generate, stats
 from jedit.models.load import Loaded
+from jedit.tokens import start_ids
 from jedit.types import JeditError, SecondMoment
 from launch import common
 
@@ -57,7 +58,7 @@ def get(
       loaded.tokenizer(text, add_special_tokens=False).input_ids
       for text in stats.read_corpus(config.corpus)
     )
-    start_ids = prompts.start_ids(loaded.tokenizer)
+    begin = start_ids(loaded.tokenizer)
   else:
     params = jax.tree.map(jnp.asarray, loaded.params)
     tokens = config.corpus_tokens or 100_000
@@ -72,12 +73,12 @@ def get(
         config.self_text_start,
         common.ticker(b),
       )
-    start_ids = []
-  if config.corpus_window <= len(start_ids):
+    begin = []
+  if config.corpus_window <= len(begin):
     raise JeditError(f'corpus_window={config.corpus_window}: too short')
   rows = max(1, 4096 // config.corpus_window)
   batches = stats.windows(
-    documents, start_ids, config.corpus_window, rows, config.corpus_tokens
+    documents, begin, config.corpus_window, rows, config.corpus_tokens
   )
   with common.bar(config.corpus_tokens or None, 'second moments', 'token') as b:
     moment = stats.collect(

@@ -8,7 +8,8 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 # Lower never imports higher, nor its like; checkpoint counts as part of models.
 _RANK = {
-  'types': 0, 'files': 0.5, 'requests': 1, 'metrics': 1, 'updates': 1,
+  'types': 0, 'files': 0.5, 'tokens': 0.5,
+  'requests': 1, 'metrics': 1, 'updates': 1,
   'condition': 2, 'models': 2, 'prompts': 2, 'sharding': 2,
   'rows': 2.5, 'values': 3, 'stats': 3, 'generate': 3,
   'editors': 4, 'sequence': 5, 'evaluate': 6, 'launch': 7,

@@ -195,13 +195,15 @@ def test_bad_input(run, tmp_path, fields, words):
 def test_skip_lists_what_it_skipped(run, home, tmp_path):
   facts = tmp_path / 'facts.jsonl'
   good = (home / 'facts.jsonl').read_text()
-  facts.write_text('{"prompt": "x"\n' + good)
+  long = {'prompt': '{} is ' + 'far ' * 99, 'subject': 'Oslo', 'target': 'Rome'}
+  facts.write_text('{"prompt": "x"\n' + json.dumps(long) + '\n' + good)
   with pytest.raises(JeditError, match='line 1: not JSON'):
     run(tmp_path / 'a', requests=str(facts))
   run(tmp_path / 'b', requests=str(facts), on_bad_request='skip')
   results = json.loads((tmp_path / 'b' / 'results.json').read_text())
   assert results['num_edits'] == 8
   assert 'line 1: not JSON' in results['skipped'][0]
+  assert 'tokens; the model takes 246' in results['skipped'][1]
 
 
 def test_statistics_of_another_model_are_refused(run, home, tmp_path):

@@ -16,7 +16,7 @@ from tokenizers import (
   trainers,
 )
 
-from jedit import prompts
+from jedit import prompts, tokens
 from jedit.requests import Request
 from jedit.types import JeditError
 
@@ -87,7 +87,7 @@ def check_rows(tok, request, rendering='raw', text=None):
   assert batch.head.shape[:3] == (1, 1, len(contexts) + 2)
   text = text or request.text
   gap = '' if rendering == 'chat' else ' '
-  target = prompts.target_ids(tok, request.target, rendering)
+  target = tokens.target_ids(tok, request.target, rendering)
   assert ''.join(tok.convert_ids_to_tokens(target)) == spell(
     gap + request.target
   )
@@ -171,13 +171,13 @@ def test_the_subject_counts_where_the_prompt_puts_it(prompt, subject):
 def test_renderings(kind, rendering, text):
   tok = tokenizer(kind)
   request = Request('0', 'The capital of {} is', 'France', 'Rome')
-  assert prompts.render(tok, request.text, 'raw') == request.text
-  got = prompts.render(tok, request.text, rendering)
+  assert tokens.render(tok, request.text, 'raw') == request.text
+  got = tokens.render(tok, request.text, rendering)
   assert got.removeprefix('<s>') == text
   batch = prompts.edit_batches(tok, [[request]], [], 1, rendering)
   head, lookup, rest, label = row(batch, tok, (0, 0, 0))
   assert (head + lookup).endswith('France'[-len(lookup) :])
-  target = prompts.target_ids(tok, 'Rome', rendering)
+  target = tokens.target_ids(tok, 'Rome', rendering)
   assert label[label >= 0].tolist() == target
   last = ''.join(tok.convert_ids_to_tokens(target[-1:]))
   gap = '' if rendering == 'chat' else ' '
@@ -187,25 +187,23 @@ def test_renderings(kind, rendering, text):
 
 
 def test_start_ids():
-  assert prompts.start_ids(tokenizer('plain')) == []
+  assert tokens.start_ids(tokenizer('plain')) == []
   bos = tokenizer('bos')
-  assert prompts.start_ids(bos) == [bos.bos_token_id]
+  assert tokens.start_ids(bos) == [bos.bos_token_id]
   both = tokenizers.Tokenizer.from_str(bos.backend_tokenizer.to_str())
   both.post_processor = processors.TemplateProcessing(
     single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)]
   )
   both = transformers.PreTrainedTokenizerFast(tokenizer_object=both)
-  assert prompts.start_ids(both) == [0]
+  assert tokens.start_ids(both) == [0]
 
 
 @pytest.mark.parametrize('kind', _KINDS)
 def test_target_ids(kind):
   tok = tokenizer(kind)
-  ids = prompts.target_ids(tok, 'Rome')
-  assert (
-    ids == prompts.target_ids(tok, '  Rome ') and tok.decode(ids) == ' Rome'
-  )
-  assert tok.decode(prompts.target_ids(tok, 'Rome', 'chat')) == 'Rome'
+  ids = tokens.target_ids(tok, 'Rome')
+  assert ids == tokens.target_ids(tok, '  Rome ') and tok.decode(ids) == ' Rome'
+  assert tok.decode(tokens.target_ids(tok, 'Rome', 'chat')) == 'Rome'
 
 
 def test_batches_are_padded_with_inert_requests():
@@ -276,7 +274,7 @@ def ascii_only():
   (Request('7', 'a {} is', 'bX', 'b'), {}, 'record 7: the tok.*"bX" read "b"'),
   (Request('7', 'a {} is', 'b', '大'), {}, 'record 7: the target has no token'),
   (Request('7', 'a {} is', 'b', 'c' * 30), {'max_length': 30},
-   'record 7: its prompt.*33 tokens and the model takes 30.*shorten'),
+   'record 7: prompt and target have 33 tokens; the model takes 30.*shorten'),
   (Request('7', 'a {} is', 'b', 'c'), {'rendering': 'chat'},
    'rendering=chat: this tokenizer has no chat template'),
   (Request('7', 'a {} is', 'b', 'c'), {'rendering': 'prose'},
@@ -285,3 +283,15 @@ def ascii_only():
 def test_errors(request_, kwargs, words):
   with pytest.raises(JeditError, match=words):
     prompts.edit_batches(ascii_only(), [[request_]], [], 1, **kwargs)
+
+
+def test_usable_leaves_out_what_cannot_be_edited():
+  ask = lambda id, subject, target: Request(id, 'a {} is', subject, target)
+  good = [ask('1', 'b', 'c'), ask('4', 'b', 'd')]
+  bad = [ask('2', '大阪', 'c'), ask('3', 'b', 'c' * 30)]
+  asked = [good[0], *bad, good[1]]
+  got, reasons = prompts.usable(ascii_only(), asked, 'raw', 30)
+  assert got == good
+  assert [r.split(':')[0] for r in reasons] == ['record 2', 'record 3']
+  with pytest.raises(JeditError, match='no chat template'):
+    prompts.usable(ascii_only(), asked, 'chat', 30)

@@ -25,6 +25,7 @@ import scipy.linalg
 from jedit import condition, files, generate, prompts, requests, stats
 from jedit.models import gguf, transformer
 from jedit.rows import enter
+from jedit.tokens import start_ids
 from jedit.types import SecondMoment
 from tests.field_data import FOLDER
 
@@ -41,7 +42,7 @@ def second_moment(model, params, tokenizer) -> SecondMoment:
   articles = files.read_json(FOLDER / 'wikipedia_2000_articles.jsonl.gz')
   ids = (tokenizer(article['text']).input_ids for _, article in articles)
   sums = stats.zeros(_LAST - _FIRST + 1, model.config.mlp_width)
-  start = prompts.start_ids(tokenizer)
+  start = start_ids(tokenizer)
   for tokens, mask in stats.windows(ids, start, 256, 16, 59_392):
     sums = stats.add(model, params, sums, tokens, mask)
   moment = stats.mean(sums)
