@@ -36,7 +36,8 @@ def get_config(
     model: what jedit.load opens.
     layers: first and last edited layer.
     optimiser: arguments of values.optimiser.
-    methods: arguments of the editors, by name.
+    methods: arguments of the editors, by name; 'layers' and 'optimiser' (the
+      arguments that differ) where a method departs from the model's.
     **departures: other fields below.
   """
   methods = dict(methods or {})
@@ -45,6 +46,8 @@ def get_config(
     known = ', '.join([*editors.__all__, *_VARIANTS])
     raise ValueError(f'method {method!r}: choose one of {known}')
   chosen = {**methods.get(editor, {}), **methods.get(method, {}), **extra}
+  layers = chosen.pop('layers', layers)
+  optimiser = dict(optimiser or {}) | chosen.pop('optimiser', {})
   config = ConfigDict(
     {
       # What is edited.
@@ -52,7 +55,7 @@ def get_config(
       'layers': tuple(layers),
       'method': editor,
       'editor': defaults(getattr(editors, editor)) | chosen,
-      'optimiser': defaults(values.optimiser) | dict(optimiser or {}),
+      'optimiser': defaults(values.optimiser) | optimiser,
       # Which facts, and how they are put to the model.
       'requests': '',  # a file; '' is the set that jedit ships
       'num_edits': 0,  # 0: all

@@ -1,10 +1,10 @@
-"""GPT-2 XL; hyper-parameters of MEMIT's and AlphaEdit's published files."""
+"""GPT-2 XL; hyper-parameters of the methods' own published files."""
 
 from configs import base
 
 
 def get_config(method='alphaedit'):
-  """alphaedit, memit, memit_history."""
+  """alphaedit, memit, memit_history, rome, emmet."""
   return base.get_config(
     method,
     model='openai-community/gpt2-xl',
@@ -13,5 +13,7 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 20_000.0},
+      'rome': {'layers': (17, 17), 'optimiser': {'clamp': 4.0}},
+      'emmet': {'layers': (17, 17), 'weight': 1000.0},
     },
   )

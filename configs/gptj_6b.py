@@ -1,10 +1,10 @@
-"""GPT-J-6B; hyper-parameters of MEMIT's and AlphaEdit's published files."""
+"""GPT-J-6B; hyper-parameters of the methods' own published files."""
 
 from configs import base
 
 
 def get_config(method='alphaedit'):
-  """alphaedit, memit, memit_history."""
+  """alphaedit, memit, memit_history, rome, emmet."""
   return base.get_config(
     method,
     model='EleutherAI/gpt-j-6b',
@@ -13,5 +13,7 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 15_000.0},
+      'rome': {'layers': (5, 5), 'optimiser': {'steps': 20, 'clamp': 4.0}},
+      'emmet': {'layers': (5, 5)},
     },
   )

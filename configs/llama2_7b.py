@@ -1,4 +1,4 @@
-"""Llama-2-7B; hyper-parameters of EasyEdit's published MEMIT file.
+"""Llama-2-7B; hyper-parameters of EasyEdit's published files.
 
 There is no AlphaEdit file for this model: threshold and ridge are those of
 AlphaEdit for Llama-3-8B.
@@ -8,7 +8,7 @@ from configs import base
 
 
 def get_config(method='alphaedit'):
-  """alphaedit, memit, memit_history."""
+  """alphaedit, memit, memit_history, rome, emmet."""
   return base.get_config(
     method,
     model='meta-llama/Llama-2-7b-hf',
@@ -17,5 +17,7 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 15_000.0},
+      'rome': {'layers': (5, 5)},
+      'emmet': {'layers': (5, 5)},
     },
   )

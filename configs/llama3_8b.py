@@ -1,10 +1,13 @@
-"""Llama-3-8B; hyper-parameters of AlphaEdit's published files."""
+"""Llama-3-8B; hyper-parameters of AlphaEdit's published files.
+
+Those of ROME are EasyEdit's; for EMMET none are published.
+"""
 
 from configs import base
 
 
 def get_config(method='alphaedit'):
-  """alphaedit, memit, memit_history."""
+  """alphaedit, memit, memit_history, rome, emmet."""
   return base.get_config(
     method,
     model='meta-llama/Meta-Llama-3-8B',
@@ -13,5 +16,10 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 15_000.0},
+      'rome': {
+        'layers': (5, 5),
+        'optimiser': {'lr': 0.5, 'weight_decay': 0.001, 'clamp': 4.0},
+      },
+      'emmet': {'layers': (5, 5)},
     },
   )

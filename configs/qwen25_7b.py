@@ -1,13 +1,14 @@
 """Qwen2.5-7B; hyper-parameters of EasyEdit's published files.
 
-Those of AlphaEdit are from its file for Qwen2.5-7B-Instruct.
+Those of AlphaEdit are from its file for Qwen2.5-7B-Instruct; for EMMET none are
+published.
 """
 
 from configs import base
 
 
 def get_config(method='alphaedit'):
-  """alphaedit, memit, memit_history."""
+  """alphaedit, memit, memit_history, rome, emmet."""
   return base.get_config(
     method,
     model='Qwen/Qwen2.5-7B',
@@ -16,5 +17,7 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 1.0},
       'memit': {'weight': 15_000.0},
+      'rome': {'layers': (5, 5)},
+      'emmet': {'layers': (5, 5)},
     },
   )

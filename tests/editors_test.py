@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jedit import alphaedit, memit, values
+from jedit import alphaedit, emmet, memit, rome, values
 from jedit.models import transformer
 from jedit.rows import enter
 from jedit.sequence import edit_sequence
@@ -25,6 +25,8 @@ EDITORS = {
   'alphaedit': functools.partial(
     alphaedit, ridge=_RIDGE, threshold=_THRESHOLD, relative=True
   ),
+  'emmet': functools.partial(emmet, weight=2.0, ridge=_WEIGHT),
+  'rome': rome,
 }
 _REMEMBER = 'memit with history', 'alphaedit'
 _BATCHES = 3
@@ -215,7 +217,10 @@ def walk(name, params, batches, goals):
       at = np.take_along_axis  # [B, R, L, T, .] at the lookup
       index = lookup[:, :, None, None]
       key = at(keys[:, :, layer], index, 2)[:, :, 0].astype(np.float64)
-      key = 0.5 * key[:, 0] + 0.5 * key[:, 1:-1].mean(1)
+      if name == 'rome':
+        key = key[:, :-1].mean(1)
+      else:
+        key = 0.5 * key[:, 0] + 0.5 * key[:, 1:-1].mean(1)
       now = at(hidden[:, :, high], index, 2)[:, 0, 0]
       valid = batch.valid
       k, r = key[valid], ((goal - now) / (high + 1 - layer))[valid]
@@ -223,6 +228,10 @@ def walk(name, params, batches, goals):
         limit = _THRESHOLD * np.linalg.eigvalsh(moment[e]).max()
         p = oracle.projector(moment[e], limit)
         delta = oracle.alphaedit(p, k, r, _RIDGE, past[e])
+      elif name == 'emmet':
+        delta = oracle.emmet(moment[e], k, r, 2.0, _WEIGHT)
+      elif name == 'rome':
+        delta = oracle.emmet(moment[e], k, r, 1.0, 0.0)
       else:
         history = past[e] if name in _REMEMBER else None
         delta = oracle.memit(moment[e], k, r, _WEIGHT, history)

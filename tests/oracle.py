@@ -76,3 +76,36 @@ def posterior(covariance, keys, noise):
   s = np.asarray(covariance, np.float64)
   gain = s @ k.T @ np.linalg.inv(k @ s @ k.T + np.diag(noise))
   return s - gain @ k @ s
+
+
+def rect(delta, weight, keep, epsilon=1e-8):
+  """RECT: the entries whose relative change is among the largest `keep`."""
+  change = np.abs(delta / (weight + epsilon))
+  order = np.argsort(change, axis=None)[::-1]
+  out = np.zeros(delta.size)
+  most = order[: round(keep * delta.size)]
+  out[most] = delta.ravel()[most]
+  return out.reshape(delta.shape)
+
+
+def prune(total, base):
+  """PRUNE: singular values above the base's largest, restrained."""
+  limit = np.linalg.svd(np.asarray(base, np.float64))[1].max()
+  u, s, vt = np.linalg.svd(np.asarray(total, np.float64), full_matrices=False)
+  s = np.where(s > limit, np.log(np.maximum(s, limit) / limit) + limit, s)
+  return u * s @ vt
+
+
+def srfusion(delta, rank, keep):
+  """AdaEdit, eqs. 2-4, one singular vector after the other."""
+  u, s, vt = np.linalg.svd(np.asarray(delta, np.float64), full_matrices=False)
+  out = np.zeros(delta.shape)
+  for i in range(rank):
+    pair = []
+    for vector in u[:, i], vt[i]:
+      thin = np.zeros_like(vector)
+      most = np.argsort(np.abs(vector))[::-1][: round(keep * vector.size)]
+      thin[most] = vector[most]
+      pair.append(thin * np.linalg.norm(vector) / np.linalg.norm(thin))
+    out += s[i] * np.outer(*pair)
+  return out

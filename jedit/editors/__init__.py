@@ -1,6 +1,8 @@
 """The editors: one page each, all over least_squares.py."""
 
 from jedit.editors.alphaedit import alphaedit
+from jedit.editors.emmet import emmet
 from jedit.editors.memit import memit
+from jedit.editors.rome import rome
 
-__all__ = ['alphaedit', 'memit']
+__all__ = ['alphaedit', 'emmet', 'memit', 'rome']

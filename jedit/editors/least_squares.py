@@ -6,6 +6,7 @@ site layer, and dW from condition.py. A layer's keys depend only on the layers
 before it, so each is taken once, when it is final.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -39,24 +40,26 @@ def least_squares(
   model: Model,
   root: Float[Array | np.ndarray, 'E F r'],
   *,
-  noise: float,
+  noise: float | Callable[[jax.Array], jax.Array],
   remember: bool,
   optimise: values.Optimise,
   spread: Literal['left', 'sqrt', 'full'] = 'left',
-  plain_weight: float = 0.5,
+  plain_weight: float | None = 0.5,
 ) -> Editor:
   """Editor that conditions a Gaussian prior on each batch's keys and residuals.
 
   Args:
     model: the network; params must be split at the site.
     root: square root of the prior covariance of each site layer.
-    noise: variance nu of every observation.
+    noise: variance nu of every observation, or a function of the number of
+      facts in the batch.
     remember: keep the posterior as the prior of the next batch.
     optimise: the value engine (values.optimiser).
     spread: the residual of a layer is R / left, R / sqrt(left) or all of R,
       "left" counting the site layers still to come, this one included.
     plain_weight: weight of the plain prompt in a key; the other contexts share
-      the rest (1/2 in all published code of the MEMIT family).
+      the rest (1/2 in all published code of the MEMIT family). None weighs all
+      alike.
 
   Returns:
     optax transformation: update(batch, state, params) gives
@@ -85,7 +88,7 @@ def least_squares(
       batch,
       targets.value,
       state.root,
-      noise,
+      noise(batch.valid.sum()) if callable(noise) else noise,
       _DIVISOR[spread],
       plain_weight,
     )
@@ -117,6 +120,8 @@ def _walk(model, site, rows, batch, goal, roots, noise, divisor, plain_weight):
   _, plain = crop(rows, batch, slice(0, 1), to_lookup, plains)
   lookup = walk.token[:, wide].reshape(count, contexts)
   plain_lookup = plain.token[:, wide]
+  if plain_weight is None:
+    plain_weight = 1 / contexts
   other = (1 - plain_weight) / max(contexts - 1, 1)
   share = jnp.full(contexts, other).at[0].set(plain_weight)
   share = share / share.sum()

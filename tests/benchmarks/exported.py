@@ -42,18 +42,18 @@ def main(_):
   texts = [t for f in facts for t in (f.text, *f.neighbours)]
   rows = [tokenizer(t).input_ids[:_SLOTS] for t in texts]
   pad = lambda ids: np.pad(ids, (0, _SLOTS - len(ids))).astype(np.int32)
-  ours = [np.asarray(logits(pad(r), len(r)))[: len(r)] for r in rows]
-
   network = transformers.AutoModelForCausalLM.from_pretrained(
     _FOLDER.value, dtype=torch.float32
   )
   again = transformers.AutoTokenizer.from_pretrained(_FOLDER.value)
   assert rows == [again(t).input_ids[:_SLOTS] for t in texts]
-  with torch.inference_mode():
-    theirs = [network(torch.tensor([r])).logits[0].numpy() for r in rows]
-  pairs = list(zip(ours, theirs, strict=True))
-  worst = max(np.abs(a - b).max() for a, b in pairs)
-  same = sum((a.argmax(-1) == b.argmax(-1)).sum() for a, b in pairs)
+  worst = same = 0
+  for row in rows:
+    ours = np.asarray(logits(pad(row), len(row)))[: len(row)]
+    with torch.inference_mode():
+      theirs = network(torch.tensor([row])).logits[0].numpy()
+    worst = max(worst, float(np.abs(ours - theirs).max()))
+    same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
   total = sum(map(len, rows))
   print(
     f'{len(texts)} prompts: max |difference| {worst:.2e}, argmax equal at '
