@@ -5,18 +5,40 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from jedit import editors, values
+from jedit import editors, updates, values
 
-# A name that is no editor by itself: (editor, arguments).
-_VARIANTS = {'memit_history': ('memit', {'remember': True})}
+# Names for an editor with arguments, or with transformations behind it.
+_NAMES = {
+  'memit_history': ('memit', {'remember': True}),
+  'rect': ('memit+keep_largest', {}),
+  'prune': ('memit+clamp_singular', {}),
+}
+METHODS = (*editors.__all__, *_NAMES)
+
+
+def parse(method: str) -> tuple[str, dict, list[str]]:
+  """(editor, arguments, transformations) of "EDITOR+TRANSFORMATION+...".
+
+  The first part may be a name of _NAMES.
+  """
+  name, *behind = method.split('+')
+  whole, arguments = _NAMES.get(name, (name, {}))
+  editor, *first = whole.split('+')
+  if editor not in editors.__all__:
+    raise ValueError(f'method {name!r}: choose one of {", ".join(METHODS)}')
+  for part in behind:
+    if part not in updates.__all__:
+      known = ', '.join(updates.__all__)
+      raise ValueError(f'method {method!r}: behind a + goes one of {known}')
+  return editor, arguments, first + behind
 
 
 def defaults(function: Callable) -> dict:
-  """The keyword arguments of an editor or of the value engine."""
+  """The arguments of a function that have a default a flag can set."""
   return {
     p.name: p.default
     for p in inspect.signature(function).parameters.values()
-    if p.kind == p.KEYWORD_ONLY and p.name != 'optimise'
+    if p.default is not p.empty and p.name != 'optimise'
   }
 
 
@@ -32,7 +54,7 @@ def get_config(
   """Config of a method for a model.
 
   Args:
-    method: an editor of jedit, or memit_history.
+    method: see parse: alphaedit, memit_history, rect, memit+fuse, ...
     model: what jedit.load opens.
     layers: first and last edited layer.
     optimiser: arguments of values.optimiser.
@@ -41,11 +63,9 @@ def get_config(
     **departures: other fields below.
   """
   methods = dict(methods or {})
-  editor, extra = _VARIANTS.get(method, (method, {}))
-  if editor not in editors.__all__:
-    known = ', '.join([*editors.__all__, *_VARIANTS])
-    raise ValueError(f'method {method!r}: choose one of {known}')
-  chosen = {**methods.get(editor, {}), **methods.get(method, {}), **extra}
+  editor, extra, behind = parse(method)
+  name = method.split('+')[0]
+  chosen = {**methods.get(editor, {}), **methods.get(name, {}), **extra}
   layers = chosen.pop('layers', layers)
   optimiser = dict(optimiser or {}) | chosen.pop('optimiser', {})
   config = ConfigDict(
@@ -53,8 +73,9 @@ def get_config(
       # What is edited.
       'model': model,
       'layers': tuple(layers),
-      'method': editor,
-      'editor': defaults(getattr(editors, editor)) | chosen,
+      'method': method,
+      'editor': {'name': editor} | defaults(getattr(editors, editor)) | chosen,
+      'updates': {n: defaults(getattr(updates, n)) for n in behind},
       'optimiser': defaults(values.optimiser) | optimiser,
       # Which facts, and how they are put to the model.
       'requests': '',  # a file; '' is the set that jedit ships

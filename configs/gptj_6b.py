@@ -4,7 +4,7 @@ from configs import base
 
 
 def get_config(method='alphaedit'):
-  """alphaedit, memit, memit_history, rome, emmet."""
+  """Of a method; base.parse says how one is named."""
   return base.get_config(
     method,
     model='EleutherAI/gpt-j-6b',

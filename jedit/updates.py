@@ -15,6 +15,13 @@ from jaxtyping import Array, Bool, Float
 
 from jedit.types import Params
 
+__all__ = [
+  'clamp_singular',
+  'drop_random',
+  'fuse',
+  'keep_largest',
+  'keep_top',
+]
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -72,7 +79,7 @@ def keep_largest(
   return _keep(keep, lambda d, w: jnp.abs(d / (w + epsilon)))
 
 
-def keep_top(keep: float) -> optax.GradientTransformation:
+def keep_top(keep: float = 0.2) -> optax.GradientTransformation:
   """Keeps the largest entries of dW: Top-k%, a baseline of AdaEdit's."""
   return _keep(keep, lambda d, _: jnp.abs(d))
 
@@ -83,7 +90,9 @@ class DropState(NamedTuple):
   key: jax.Array
 
 
-def drop_random(keep: float, seed: int = 0) -> optax.GradientTransformation:
+def drop_random(
+  keep: float = 0.2, seed: int = 0
+) -> optax.GradientTransformation:
   """Keeps each entry with probability `keep` (DR, a baseline of AdaEdit's).
 
   What stays is not scaled up.
@@ -166,7 +175,7 @@ def clamp_singular() -> optax.GradientTransformation:
 
 
 def fuse(
-  rank: int, keep: float = 0.2, size: int | None = None
+  rank: int = 100, keep: float = 0.2, size: int | None = None
 ) -> optax.GradientTransformation:
   """Structured representation fusion: sparse singular vectors of dW.
 
@@ -175,7 +184,7 @@ def fuse(
   norm. The paper states neither number; of the entries it finds 80 % redundant.
 
   Args:
-    rank: singular vectors that stay.
+    rank: singular vectors that stay; more than there are do no harm.
     keep: share of entries that stay in each.
     size: an upper bound of the rank of dW: the facts in a batch; `rank` by
       default. The singular vectors come from two thin QRs of that many columns

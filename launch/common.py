@@ -1,5 +1,6 @@
 """What the programs share: config, cache, errors, progress."""
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -8,12 +9,14 @@ import pathlib
 import sys
 
 import jax
+import optax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from jedit import editors, values
+from configs import base
+from jedit import editors, updates, values
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 
@@ -32,7 +35,8 @@ def cache_dir() -> pathlib.Path:
 
 def config_flag():
   """--config=FILE:METHOD and --config.FIELD=VALUE."""
-  return config_flags.DEFINE_config_file('config', DEFAULT, 'Config file.')
+  with _flag_errors():  # the default config's fields are looked up here
+    return config_flags.DEFINE_config_file('config', DEFAULT, 'Config file.')
 
 
 def run(main) -> None:
@@ -62,11 +66,18 @@ def run(main) -> None:
 
 
 def _parse(args):
-  """Parses the flags; what is wrong with one is a line, not a traceback."""
-  try:
+  with _flag_errors():
     return flags.FLAGS(args)
+
+
+@contextlib.contextmanager
+def _flag_errors():
+  """What is wrong with a flag is a line, not a traceback."""
+  try:
+    yield
   except (AttributeError, KeyError) as e:
-    fail(f'--config has no field {e.args[0]}; configs/base.py lists them')
+    name = str(e.args[0]).strip('"\'')
+    fail(f"--config has no field '{name}'; configs/base.py lists them")
   except (flags.Error, ValueError, TypeError, OSError) as e:
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
     first = [] if len(lines) < 2 else [lines[0].split(': Error')[0]]
@@ -91,22 +102,39 @@ def build_editor(config: ConfigDict, loaded: Loaded, moment):
   """The editor a config names, its arguments checked."""
   check_method(config)
   optimise = values.optimiser(loaded.model, **config.optimiser)
-  method = getattr(editors, config.method)
-  return method(loaded.model, moment, optimise=optimise, **config.editor)
+  arguments = config.editor.to_dict()
+  make = getattr(editors, arguments.pop('name'))
+  editor = make(loaded.model, moment, optimise=optimise, **arguments)
+  behind = [
+    getattr(updates, name)(**config.updates[name])
+    for name in base.parse(config.method)[2]
+  ]
+  return optax.chain(editor, *behind) if behind else editor
 
 
 def check_method(config: ConfigDict) -> None:
   """JeditError for an unknown method, or an argument it does not take."""
-  if config.method not in editors.__all__:
+  try:
+    name, _, behind = base.parse(config.method)
+  except ValueError as e:
+    raise JeditError(str(e)) from e
+  if config.editor.get('name') != name or set(config.updates) != set(behind):
     raise JeditError(
-      f'method {config.method!r}: choose one of {", ".join(editors.__all__)}'
+      f'config.method={config.method!r} is not the method that the config was '
+      'made for; choose it as --config=FILE:METHOD'
     )
-  for field, function in (
-    ('editor', getattr(editors, config.method)),
-    ('optimiser', values.optimiser),
+  arguments = config.editor.to_dict()
+  del arguments['name']
+  for field, given, function in (
+    ('editor', arguments, getattr(editors, name)),
+    ('optimiser', config.optimiser, values.optimiser),
+    *(
+      (f'updates.{n}', args, getattr(updates, n))
+      for n, args in config.updates.items()
+    ),
   ):
     takes = inspect.signature(function).parameters
-    wrong = sorted(set(config[field]) - set(takes))
+    wrong = sorted(set(given) - set(takes))
     if wrong:
       raise JeditError(
         f'config.{field}.{wrong[0]}: {config.method} takes {", ".join(takes)}'

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import pytest
 
-from jedit import editors
+from configs import base
 from jedit.models import hf, transformer
 from launch import common
 
@@ -303,7 +303,7 @@ def test_published_config_gives_the_published_size(name):
 def test_config_file_fits_its_model(name):
   published = _MODELS[name][0]
   module = importlib.import_module(f'configs.{name}')
-  for method in (*editors.__all__, 'memit_history'):
+  for method in (*base.METHODS, 'alphaedit+fuse+clamp_singular'):
     config = module.get_config(method)
     assert isinstance(config, ml_collections.ConfigDict)
     common.check_method(config)
@@ -322,3 +322,15 @@ def test_config_file_fits_its_model(name):
   assert kernel.shape == (hi - lo + 1, c.mlp_width, c.width)
   above = parts['above']['mlp']['down']['kernel']
   assert above.shape[0] == c.num_layers - hi - 1
+
+
+def test_methods_are_editors_and_what_is_behind_them():
+  assert base.parse('alphaedit') == ('alphaedit', {}, [])
+  assert base.parse('memit_history')[:2] == ('memit', {'remember': True})
+  assert base.parse('rect+fuse') == ('memit', {}, ['keep_largest', 'fuse'])
+  with pytest.raises(ValueError, match="'mimet': choose one of alphaedit"):
+    base.parse('mimet+fuse')
+  with pytest.raises(ValueError, match='behind a . goes one of .*keep_largest'):
+    base.parse('memit+alphaedit')
+  with pytest.raises(ValueError, match='behind a'):
+    base.parse('memit+')

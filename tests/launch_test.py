@@ -86,15 +86,15 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def run(home, monkeypatch):
-  """launch.edit in this process: run(work, method, field=value, ...)."""
+  """launch.edit in this process: run(work, of method, field=value, ...)."""
   monkeypatch.setenv('JEDIT_CACHE', str(home / 'cache'))
   monkeypatch.chdir(_ROOT)
   spec = importlib.util.spec_from_file_location('tiny_config', home / 'tiny.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
 
-  def run(work, method='memit', **fields):
-    config = module.get_config(method)
+  def run(work, of='memit', **fields):
+    config = module.get_config(of)
     config.update(fields)
     edit.run(config, str(work))
 
@@ -137,7 +137,7 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
 
 def test_an_edit_applies_and_undoes_to_the_bit(run, home, tmp_path):
   work = tmp_path / 'a'
-  run(work)
+  run(work, 'memit+keep_largest+clamp_singular')
   base, edited = load.load(home / 'model'), load.load(work)
   kernels = [
     x.params['layers']['mlp']['down']['kernel'] for x in (base, edited)
@@ -181,6 +181,8 @@ def test_what_a_record_lacks_is_null(run, tmp_path):
     ({'rendering': 'loud'}, 'choose raw, qa, chat'),
     ({'rendering': 'chat'}, 'no chat template'),
     ({'order': 'random'}, 'choose given or shuffled'),
+    ({'method': 'mimet'}, "method 'mimet': choose one of alphaedit, "),
+    ({'method': 'alphaedit'}, 'choose it as --config=FILE:METHOD'),
     ({'memory': 1000.0}, 'smaller --config.batch_size'),
     ({'max_norm': 0.5}, 'stopped after 2 facts.*max_norm'),
     ({'corpus': 'nowhere.txt'}, 'nowhere.txt'),
@@ -239,7 +241,8 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path):
 
 
 def test_killed_runs_go_on_to_the_same_bits(home, tmp_path):
-  args = f'--config={home}/tiny.py:memit_history', '--config.batch_size=1'
+  method = 'memit_history+clamp_singular'
+  args = f'--config={home}/tiny.py:{method}', '--config.batch_size=1'
   whole = _program(home, 'edit', *args, f'--workdir={tmp_path / "whole"}')
   out, err = whole.communicate(timeout=300)
   assert whole.returncode == 0, err
@@ -287,17 +290,18 @@ def test_the_other_programs(home, tmp_path):
     'convert': [f'--base={home}/model', f'--out={tmp_path}/out'],
     'generate': [f'--params={home}/model', '--prompt=Oslo', '--length=3'],
   }
-  wrong = {
-    'edit': ([f'{config}:memmit'], 'choose one of alphaedit, memit'),
-    'evaluate': ([f'{config}:memit', '--config.nothing=1'], 'nothing'),
-    'convert': ([f'--base={home}/model', f'--out={home}'], 'exists'),
-  }
+  wrong = [
+    ('edit', [f'{config}:memmit'], 'choose one of alphaedit, emmet'),
+    ('edit', ['--config.nothing=1'], "no field 'nothing'"),
+    ('evaluate', [f'{config}:memit', '--config.nothing=1'], 'nothing'),
+    ('convert', [f'--base={home}/model', f'--out={home}'], 'exists'),
+  ]
   for name, args in calls.items():
     run = _program(home, name, *args)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert out
-  for name, (args, words) in wrong.items():
+  for name, args, words in wrong:
     run = _program(home, name, *args)
     _, err = run.communicate(timeout=300)
     assert run.returncode == 2
