@@ -14,7 +14,7 @@ jaxtyping.install_import_hook(
     f'jedit.{name}'
     for name in (
       'condition', 'editors', 'generate', 'models', 'prompts', 'requests',
-      'rows', 'sequence', 'stats', 'values',
+      'rows', 'sequence', 'stats', 'tokens', 'updates', 'values',
     )
   ],
   'beartype.beartype',

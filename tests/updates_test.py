@@ -132,7 +132,7 @@ def test_no_change_stays_none(name):
 @pytest.mark.parametrize('make, words', [
   (lambda: updates.keep_largest(0.0), 'keep=0.0'),
   (lambda: updates.keep_top(1.5), 'keep=1.5'),
-  (lambda: updates.drop_random(-1), 'keep=-1'),
+  (lambda: updates.drop_random(-1.0), 'keep=-1'),
   (lambda: updates.fuse(5, size=4), 'rank=5: from 1 to size=4'),
 ])  # fmt: skip
 def test_bad_arguments(make, words):

@@ -57,11 +57,13 @@ def main(_):
     run = start('cut')
     try:
       run.communicate(timeout=wait)
+      how = 'ended by itself before'
     except subprocess.TimeoutExpired:
       run.send_signal(signal.SIGKILL)
       run.communicate()
+      how = 'killed after'
     saved = sorted(p.name for p in (home / 'cut' / 'checkpoint').glob('*'))
-    print(f'killed after {wait:.1f} s; checkpoints {saved}', flush=True)
+    print(f'{how} {wait:.1f} s; checkpoints {saved}', flush=True)
   finish('cut')
   names = 'edits/delta.safetensors', 'edits/state.safetensors'
   same = [
