@@ -26,11 +26,19 @@ def parse(method: str) -> tuple[str, dict, list[str]]:
   editor, *first = whole.split('+')
   if editor not in editors.__all__:
     raise ValueError(f'method {name!r}: choose one of {", ".join(METHODS)}')
+  behind = first + behind
   for part in behind:
     if part not in updates.__all__:
       known = ', '.join(updates.__all__)
       raise ValueError(f'method {method!r}: behind a + goes one of {known}')
-  return editor, arguments, first + behind
+  if len(set(behind)) < len(behind):
+    raise ValueError(f'method {method!r}: a transformation comes twice')
+  if 'fuse' in behind[1:] or 'clamp_singular' in behind[:-1]:
+    raise ValueError(
+      f'method {method!r}: fuse comes first, it needs the rank of a batch; '
+      'clamp_singular comes last, it counts what is given out'
+    )
+  return editor, arguments, behind
 
 
 def defaults(function: Callable) -> dict:
@@ -58,8 +66,8 @@ def get_config(
     model: what jedit.load opens.
     layers: first and last edited layer.
     optimiser: arguments of values.optimiser.
-    methods: arguments of the editors, by name; 'layers' and 'optimiser' (the
-      arguments that differ) where a method departs from the model's.
+    methods: arguments of the editors, by name; 'layers', 'batch_size' and
+      'optimiser' (the arguments that differ) where a method departs.
     **departures: other fields below.
   """
   methods = dict(methods or {})
@@ -67,6 +75,8 @@ def get_config(
   name = method.split('+')[0]
   chosen = {**methods.get(editor, {}), **methods.get(name, {}), **extra}
   layers = chosen.pop('layers', layers)
+  if 'batch_size' in chosen:
+    departures = departures | {'batch_size': chosen.pop('batch_size')}
   optimiser = dict(optimiser or {}) | chosen.pop('optimiser', {})
   config = ConfigDict(
     {

@@ -1,4 +1,7 @@
-"""GPT-J-6B; hyper-parameters of the methods' own published files."""
+"""GPT-J-6B; hyper-parameters of the methods' published files.
+
+ROME's clamp is measured at another place there: see editors/rome.py.
+"""
 
 from configs import base
 
@@ -13,7 +16,11 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 15_000.0},
-      'rome': {'layers': (5, 5), 'optimiser': {'steps': 20, 'clamp': 4.0}},
+      'rome': {
+        'batch_size': 1,
+        'layers': (5, 5),
+        'optimiser': {'steps': 20, 'clamp': 4.0},
+      },
       'emmet': {'layers': (5, 5)},
     },
   )

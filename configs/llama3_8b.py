@@ -17,6 +17,7 @@ def get_config(method='alphaedit'):
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 15_000.0},
       'rome': {
+        'batch_size': 1,
         'layers': (5, 5),
         'optimiser': {'lr': 0.5, 'weight_decay': 0.001, 'clamp': 4.0},
       },

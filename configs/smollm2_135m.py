@@ -30,7 +30,7 @@ def get_config(method='alphaedit'):
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 1000.0},
-      'rome': {'layers': (5, 5)},
+      'rome': {'batch_size': 1, 'layers': (5, 5)},
       'emmet': {'layers': (5, 5)},
     },
     batch_size=20,

@@ -56,8 +56,8 @@ def save(path: str | os.PathLike, tree) -> None:
     ocp.save(path, jax.tree.map(jnp.asarray, tree), overwrite=True)
   except (OSError, ValueError) as e:  # ValueError is tensorstore's
     raise JeditError(
-      f'{path} cannot be written: {e}; free space, then run the same command '
-      'again'
+      f'{path} cannot be written: {e}; if the disk is full, free space and '
+      'run the same command again'
     ) from e
 
 

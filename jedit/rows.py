@@ -1,17 +1,18 @@
-"""A batch's token rows at the entrance of the site, all of them or a part."""
+"""A batch's token rows at the entrance of a segment, all of them or a part."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jedit.models import transformer
-from jedit.models.transformer import Layout, Model
+from jedit.models.transformer import Layout, Model, Trace
 from jedit.types import EditBatch, Params
 
 
 class Rows(NamedTuple):
-  """Hidden states of a batch at the entrance of the site.
+  """Hidden states of a batch at the entrance of a segment.
 
   Attributes:
     prefix: [R * C, D], the contexts, packed.
@@ -31,7 +32,7 @@ class Rows(NamedTuple):
 
 
 def enter(model: Model, params: Params, batch: EditBatch) -> Rows:
-  """Runs `below`, once a batch: nothing there is ever edited."""
+  """Runs up to the site, once a batch: nothing there is ever edited."""
 
   def embed(tokens, mask, positions, size):
     at = transformer.layout(mask, positions, size)
@@ -40,13 +41,12 @@ def enter(model: Model, params: Params, batch: EditBatch) -> Rows:
 
   count, per, wide = batch.head.shape
   slots = jnp.arange(batch.prefix.shape[-1])[None]
-  x, prefix_at = embed(
+  prefix, prefix_at = embed(
     batch.prefix,
     slots < batch.prefix_len[:, None],
     jnp.broadcast_to(slots, batch.prefix.shape),
     batch.prefix.size,
   )
-  prefix, past = transformer.cache(model, params['below'], x, prefix_at)
   begin = jnp.tile(batch.prefix_len, count)[:, None]
   head_len = batch.head_len.reshape(-1, 1)
   before, after = jnp.arange(wide)[None], jnp.arange(batch.tail.shape[-1])[None]
@@ -58,8 +58,30 @@ def enter(model: Model, params: Params, batch: EditBatch) -> Rows:
   tokens = join(batch.head, batch.tail)
   size = batch.budget[0] + batch.budget[1]
   x, at = embed(tokens, mask, positions, size)
-  x, _ = transformer.run(model, params['below'], x, at, past)
-  return Rows(prefix, prefix_at, x, at, mask, positions)
+  rows = Rows(prefix, prefix_at, x, at, mask, positions)
+  return advance(model, params['below'], rows)[0]
+
+
+def advance(
+  model: Model,
+  layers: Params,
+  rows: Rows,
+  keep: Callable[[Trace], Any] = lambda trace: None,
+) -> tuple[Rows, Any]:
+  """Runs a segment: the contexts, then what follows them.
+
+  Args:
+    model: the network.
+    layers: params of the segment.
+    rows: at its entrance.
+    keep: what to collect of each layer's Trace of the tokens of `rows.x`.
+
+  Returns:
+    (rows at its exit, the collected leaves stacked over layers).
+  """
+  prefix, past = transformer.cache(model, layers, rows.prefix, rows.prefix_at)
+  x, kept = transformer.run(model, layers, rows.x, rows.at, past, keep)
+  return rows._replace(prefix=prefix, x=x), kept
 
 
 def crop(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jedit.types import Params
+from jedit.types import JeditError, Params
 
 __all__ = [
   'clamp_singular',
@@ -43,7 +43,7 @@ def _largest(size: Float[Array, 'N'], keep: float) -> Bool[Array, 'N']:
 
 def _check(keep: float) -> None:
   if not 0 < keep <= 1:
-    raise ValueError(f'keep={keep}: a share above 0, at most 1')
+    raise JeditError(f'keep={keep}: a share above 0, at most 1')
 
 
 def _keep(keep: float, measure) -> optax.GradientTransformation:
@@ -116,15 +116,17 @@ def drop_random(
 
 
 class ClampState(NamedTuple):
-  """The limit of each matrix, and its change since init.
+  """The limit of each matrix, and its changes since init.
 
   Attributes:
     limit: [E], largest singular value of the base weights.
-    total: [E, F, D], what has been given out so far.
+    asked: [E, F, D], sum of the changes that came in.
+    given: [E, F, D], sum of those that went out.
   """
 
   limit: jax.Array
-  total: jax.Array
+  asked: jax.Array
+  given: jax.Array
 
 
 def _kernel(tree: Params) -> jax.Array:
@@ -138,12 +140,13 @@ def _right(x: Float[Array, 'F D']) -> tuple[jax.Array, jax.Array]:
 
 
 def clamp_singular() -> optax.GradientTransformation:
-  """Holds the accumulated change to the base weights' largest singular value.
+  """Restrains the singular values of the whole change since init.
 
-  Singular values s of W - W0 above the largest one t of W0 become
-  log s - log t + t (PRUNE). What is given out at each step is what
-  brings the total there. init(params) takes params as W0, so to restrain the
-  whole change once, at the end, give it in one update after all edits.
+  Singular values s of the sum of all changes that are above the largest one t
+  of the base weights become log s - log t + t (PRUNE; for t below 1 this raises
+  those just above t). What goes out at each step is what brings the weights
+  there, so it must be the last of a chain. init(params) takes params as the
+  base weights; to restrain the change once, at the end, give it in one update.
 
   Only values above t move, so D x D eigenvectors are enough.
 
@@ -162,20 +165,23 @@ def clamp_singular() -> optax.GradientTransformation:
   def init(params):
     kernel = _kernel(params)
     largest = jax.vmap(lambda w: jnp.sqrt(_right(w)[0][-1]))
-    return ClampState(largest(kernel), jnp.zeros_like(kernel))
+    zeros = jnp.zeros_like(kernel)
+    return ClampState(largest(kernel), zeros, zeros)
 
   def update(updates, state, params=None):
     del params
-    asked = state.total + _kernel(updates)
+    change = _kernel(updates)
+    asked = state.asked + change
     total = jax.vmap(one)(asked, state.limit)
-    updates = {'site': {'mlp': {'down': {'kernel': total - state.total}}}}
-    return updates, ClampState(state.limit, total)
+    total = jnp.where(jnp.any(change != 0), total, state.given)
+    updates = {'site': {'mlp': {'down': {'kernel': total - state.given}}}}
+    return updates, ClampState(state.limit, asked, total)
 
   return optax.GradientTransformation(init, update)
 
 
 def fuse(
-  rank: int = 100, keep: float = 0.2, size: int | None = None
+  rank: int = 100, keep: float = 0.2, size: int = 0
 ) -> optax.GradientTransformation:
   """Structured representation fusion: sparse singular vectors of dW.
 
@@ -186,9 +192,10 @@ def fuse(
   Args:
     rank: singular vectors that stay; more than there are do no harm.
     keep: share of entries that stay in each.
-    size: an upper bound of the rank of dW: the facts in a batch; `rank` by
-      default. The singular vectors come from two thin QRs of that many columns
-      and eight more (a random range, exact for a matrix of at most this rank).
+    size: an upper bound of the rank of dW: the facts in a batch; 0 is `rank`.
+      The singular vectors come from two thin QRs of that many columns and eight
+      more (a random range, exact for a matrix of at most this rank). Behind a
+      transformation that masks entries there is no such bound.
 
   References:
     AdaEdit, eqs. 2-4 (SRFusion).
@@ -196,7 +203,7 @@ def fuse(
   _check(keep)
   size = size or rank
   if not 1 <= rank <= size:
-    raise ValueError(f'rank={rank}: from 1 to size={size}')
+    raise JeditError(f'rank={rank}: from 1 to size={size}')
 
   def sparse(x):
     """x [n, r], each column thinned out and scaled back."""

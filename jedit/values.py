@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from jedit.models import transformer
 from jedit.models.transformer import Layout, Model, Past
 from jedit.prompts import round_up
-from jedit.rows import Rows, crop
+from jedit.rows import Rows, advance, crop
 from jedit.types import EditBatch, Params
 
 
@@ -158,16 +158,14 @@ def optimiser(
   def optimise(params: Params, rows: Rows, batch: EditBatch) -> Targets:
     count, per, long = batch.tail.shape
     wide = batch.head.shape[-1]
-    prefix, past = transformer.cache(
-      model, params['site'], rows.prefix, rows.prefix_at
+    rows, _ = advance(model, params['site'], rows)
+    _, past = transformer.cache(
+      model, params['above'], rows.prefix, rows.prefix_at
     )
-    h, _ = transformer.run(model, params['site'], rows.x, rows.at, past)
-    rows = rows._replace(x=h)
-    _, past = transformer.cache(model, params['above'], prefix, rows.prefix_at)
     every = slice(None)
     x, at = crop(rows, batch, every, slice(0, wide), batch.budget[0])
     _, past = transformer.cache(model, params['above'], x, at, past)
-    tails = transformer.to_grid(h, rows.at)[:, wide:]
+    tails = transformer.to_grid(rows.x, rows.at)[:, wide:]
     tails = tails.reshape(count, per, long, -1)
     positions = rows.positions[:, wide:].reshape(count, per, long)
     v0 = tails[:, 0, 0].astype(jnp.float32)

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import inspect
 import os
 import pathlib
 import sys
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 import jedit
 from configs import base
-from jedit import editors, updates, values
+from jedit import editors, generate, prompts, requests, updates, values
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 
@@ -98,6 +97,19 @@ def file_hash(path) -> str:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
+def read_requests(config: ConfigDict, path, loaded: Loaded):
+  """(requests that a run edits, in its order; why others were left out)."""
+  asked, skipped = requests.read(path, config.on_bad_request)
+  if config.on_bad_request == 'skip':
+    room = loaded.model.config.context_length - generate.CONTEXT_TOKENS
+    asked, more = prompts.usable(
+      loaded.tokenizer, asked, config.rendering, room
+    )
+    skipped += more
+  asked = requests.select(asked, config.num_edits, config.order, config.seed)
+  return asked, skipped
+
+
 def build_editor(config: ConfigDict, loaded: Loaded, moment):
   """The editor a config names, its arguments checked."""
   check_method(config)
@@ -105,11 +117,19 @@ def build_editor(config: ConfigDict, loaded: Loaded, moment):
   arguments = config.editor.to_dict()
   make = getattr(editors, arguments.pop('name'))
   editor = make(loaded.model, moment, optimise=optimise, **arguments)
-  behind = [
-    getattr(updates, name)(**config.updates[name])
-    for name in base.parse(config.method)[2]
-  ]
+  behind = _behind(config)
   return optax.chain(editor, *behind) if behind else editor
+
+
+def _behind(config: ConfigDict) -> list[optax.GradientTransformation]:
+  """The transformations behind the editor."""
+  out = []
+  for name in base.parse(config.method)[2]:
+    arguments = config.updates[name].to_dict()
+    if name == 'fuse' and not arguments['size']:
+      arguments['size'] = max(arguments['rank'], config.batch_size)
+    out.append(getattr(updates, name)(**arguments))
+  return out
 
 
 def check_method(config: ConfigDict) -> None:
@@ -133,12 +153,13 @@ def check_method(config: ConfigDict) -> None:
       for n, args in config.updates.items()
     ),
   ):
-    takes = inspect.signature(function).parameters
+    takes = base.defaults(function)
     wrong = sorted(set(given) - set(takes))
     if wrong:
       raise JeditError(
         f'config.{field}.{wrong[0]}: {config.method} takes {", ".join(takes)}'
       )
+  _behind(config)  # refuses bad arguments before anything is computed
 
 
 def check_layers(config: ConfigDict, loaded: Loaded) -> tuple[int, int]:

@@ -30,25 +30,16 @@ def run(config: ConfigDict, workdir: str = '') -> None:
   """The whole job, from config to run folder."""
   common.check_method(config)
   path = config.requests or common.FACTS
-  asked, skipped = requests.read(path, config.on_bad_request)
+  inputs = {'requests': common.file_hash(path)}
   loaded = load(config.model)
   model, tokenizer = loaded.model, loaded.tokenizer
-  length = model.config.context_length
-  if config.on_bad_request == 'skip':
-    room = length - generate.CONTEXT_TOKENS
-    asked, more = prompts.usable(tokenizer, asked, config.rendering, room)
-    skipped += more
-  asked = requests.select(asked, config.num_edits, config.order, config.seed)
+  asked, skipped = common.read_requests(config, path, loaded)
   groups, warnings = requests.batched(
     asked, config.batch_size, config.on_collision
   )
   lo, hi = common.check_layers(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
-  home = folder.open_folder(
-    workdir,
-    config,
-    {'model': base_hash, 'requests': common.file_hash(path)},
-  )
+  home = folder.open_folder(workdir, config, inputs | {'model': base_hash})
   common.say(
     f'{config.model}: {config.method}, layers {lo}-{hi}, {len(asked)} facts in '
     f'{len(groups)} batches; run folder {home}'
@@ -72,7 +63,7 @@ def run(config: ConfigDict, workdir: str = '') -> None:
     texts,
     config.batch_size,
     config.rendering,
-    length,
+    model.config.context_length,
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)

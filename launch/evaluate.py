@@ -9,7 +9,7 @@ import json
 import jax
 import jax.numpy as jnp
 
-from jedit import metrics, requests
+from jedit import metrics
 from jedit.models.load import load
 from launch import common, measure
 
@@ -19,12 +19,11 @@ _CONFIG = common.config_flag()
 def main(_):
   config = _CONFIG.value
   path = config.requests or common.FACTS
-  asked, skipped = requests.read(path, config.on_bad_request)
-  asked = requests.select(asked, config.num_edits, config.order, config.seed)
-  for line in skipped:
-    common.say(f'skipped: {line}')
   source = config.params or config.model
   loaded = load(source)
+  asked, skipped = common.read_requests(config, path, loaded)
+  for line in skipped:
+    common.say(f'skipped: {line}')
   params = jax.tree.map(jnp.asarray, loaded.params)
   judge = measure.measurer(loaded, asked, config.rendering)
   table = judge.table(params, source)

@@ -9,6 +9,7 @@ import pytest
 
 from configs import base
 from jedit.models import hf, transformer
+from jedit.types import JeditError
 from launch import common
 
 _SUMMARY = {
@@ -327,10 +328,25 @@ def test_config_file_fits_its_model(name):
 def test_methods_are_editors_and_what_is_behind_them():
   assert base.parse('alphaedit') == ('alphaedit', {}, [])
   assert base.parse('memit_history')[:2] == ('memit', {'remember': True})
-  assert base.parse('rect+fuse') == ('memit', {}, ['keep_largest', 'fuse'])
+  want = 'memit', {}, ['keep_largest', 'clamp_singular']
+  assert base.parse('rect+clamp_singular') == want
   with pytest.raises(ValueError, match="'mimet': choose one of alphaedit"):
     base.parse('mimet+fuse')
   with pytest.raises(ValueError, match='behind a . goes one of .*keep_largest'):
     base.parse('memit+alphaedit')
-  with pytest.raises(ValueError, match='behind a'):
-    base.parse('memit+')
+  for wrong, words in {
+    'memit+': 'behind a',
+    'rect+keep_largest': 'comes twice',
+    'rect+fuse': 'fuse comes first',
+    'prune+keep_top': 'clamp_singular comes last',
+  }.items():
+    with pytest.raises(ValueError, match=words):
+      base.parse(wrong)
+
+
+def test_bad_arguments_behind_an_editor_are_refused_at_once():
+  module = importlib.import_module('configs.smollm2_135m')
+  config = module.get_config('rect')
+  config.updates.keep_largest.keep = 0.0
+  with pytest.raises(JeditError, match='keep=0.0: a share above 0'):
+    common.check_method(config)

@@ -13,12 +13,12 @@ from jedit.types import apply_updates
 from tests import editors_test, oracle
 
 ALL = {
+  'fuse': updates.fuse(3, 0.5, size=4),
   'keep_largest': updates.keep_largest(0.4),
   'keep_top': updates.keep_top(0.3),
   'drop_random': updates.drop_random(0.5),
-  'clamp_singular': updates.clamp_singular(),
-  'fuse': updates.fuse(3, 0.5, size=4),
   'clip': optax.clip_by_global_norm(0.1),
+  'clamp_singular': updates.clamp_singular(),
 }
 IDENTITIES = {
   'keep_largest': updates.keep_largest(1.0),
@@ -88,24 +88,29 @@ def test_clamp_singular():
   want = np.stack(list(map(oracle.prune, delta, weight)))
   assert np.linalg.norm(want - delta) > 0.3 * np.linalg.norm(delta)
   assert gap(got, want) < 1e-5
-  np.testing.assert_array_equal(state.total, got)
+  np.testing.assert_array_equal(state.given, got)
   small = delta / 99
   np.testing.assert_allclose(
     once(updates.clamp_singular(), small, weight)[0], small, atol=1e-9
   )
 
 
-def test_clamp_singular_holds_the_sum():
-  """Each step brings the total to where its restraint puts it."""
+def test_clamp_singular_restrains_the_sum():
+  """However many steps, and with empty ones between: PRUNE of all of it."""
   _, weight = matrices()
-  clamp, total = updates.clamp_singular(), np.zeros_like(weight)
+  clamp = updates.clamp_singular()
+  asked, given = np.zeros_like(weight), np.zeros_like(weight)
   state = clamp.init(tree(weight))
   for seed in range(3):
-    delta, _ = matrices(seed, rank=2, scale=0.5)
-    out, state = clamp.update(tree(delta), state)
-    want = np.stack(list(map(oracle.prune, total + delta, weight)))
-    total = total + np.asarray(out['site']['mlp']['down']['kernel'])
-    assert gap(total, want) < 1e-5
+    delta, _ = matrices(seed, rank=2, scale=2.0)
+    for change in delta, 0 * delta:
+      out, state = clamp.update(tree(change), state)
+      out = np.asarray(out['site']['mlp']['down']['kernel'])
+      asked, given = asked + change, given + out
+      want = np.stack(list(map(oracle.prune, asked, weight)))
+      assert gap(given, want) < 1e-5
+    assert not out.any()
+  assert np.linalg.norm(asked) > 1.5 * np.linalg.norm(given)
 
 
 @pytest.mark.parametrize('rank, keep', [(8, 0.2), (5, 0.5), (1, 1.0)])

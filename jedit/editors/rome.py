@@ -4,8 +4,13 @@
 
 Row "ROME" of the table in README: prior C^-1, noise 0, one site layer. k is the
 plain mean over the contexts in both places, as in Gupta et al., Rebuilding
-ROME, EMNLP 2024; the published code divides by the plain prompt's key. Several
-facts of a batch are written together, each exactly (EMMET's constraint).
+ROME, EMNLP 2024; the published code divides by the plain prompt's key.
+
+Other than there, values and their clamp are those of the block's output, not of
+the MLP's; the residual is that of the plain prompt; and contexts are the six of
+the MEMIT family, not 21. Several facts of a batch are written together, each
+exactly (EMMET's constraint), so their keys must be linearly independent: not
+two of the same subject with the same words before it.
 """
 
 from jedit import condition, values

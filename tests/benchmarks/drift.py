@@ -24,7 +24,7 @@ import scipy.linalg
 
 from jedit import condition, files, generate, prompts, requests, stats
 from jedit.models import gguf, transformer
-from jedit.rows import enter
+from jedit.rows import advance, enter
 from jedit.tokens import start_ids
 from jedit.types import SecondMoment
 from tests.field_data import FOLDER
@@ -67,9 +67,7 @@ def site_keys(model, params, tokenizer) -> np.ndarray:
   @jax.jit
   def run(params, batch):
     rows = enter(model, params, batch)
-    _, keys = transformer.run(
-      model, params['site'], rows.x, rows.at, keep=lambda trace: trace.key
-    )
+    _, keys = advance(model, params['site'], rows, lambda trace: trace.key)
     wide, count = batch.head.shape[-1], batch.valid.size
     lookup = rows.at.token[:, wide].reshape(count, -1)[:, :6]
     return jnp.einsum('ebcf,c->ebf', keys[:, lookup], share)
