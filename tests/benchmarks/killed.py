@@ -53,7 +53,7 @@ def main(_):
   print(f'whole run: {seconds:.0f} s', flush=True)
   rng = random.Random(_SEED.value)
   for _ in range(_KILLS.value):
-    wait = rng.uniform(0.05, 0.35) * seconds
+    wait = rng.uniform(0.2, 0.45) * seconds  # the first part is start-up
     run = start('cut')
     try:
       run.communicate(timeout=wait)
