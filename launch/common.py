@@ -8,14 +8,12 @@ import pathlib
 import sys
 
 import jax
-import optax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from configs import base
-from jedit import editors, generate, prompts, requests, updates, values
+from jedit import generate, prompts, requests
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 
@@ -108,58 +106,6 @@ def read_requests(config: ConfigDict, path, loaded: Loaded):
     skipped += more
   asked = requests.select(asked, config.num_edits, config.order, config.seed)
   return asked, skipped
-
-
-def build_editor(config: ConfigDict, loaded: Loaded, moment):
-  """The editor a config names, its arguments checked."""
-  check_method(config)
-  optimise = values.optimiser(loaded.model, **config.optimiser)
-  arguments = config.editor.to_dict()
-  make = getattr(editors, arguments.pop('name'))
-  editor = make(loaded.model, moment, optimise=optimise, **arguments)
-  behind = _behind(config)
-  return optax.chain(editor, *behind) if behind else editor
-
-
-def _behind(config: ConfigDict) -> list[optax.GradientTransformation]:
-  """The transformations behind the editor."""
-  out = []
-  for name in base.parse(config.method)[2]:
-    arguments = config.updates[name].to_dict()
-    if name == 'fuse' and not arguments['size']:
-      arguments['size'] = max(arguments['rank'], config.batch_size)
-    out.append(getattr(updates, name)(**arguments))
-  return out
-
-
-def check_method(config: ConfigDict) -> None:
-  """JeditError for an unknown method, or an argument it does not take."""
-  try:
-    name, _, behind = base.parse(config.method)
-  except ValueError as e:
-    raise JeditError(str(e)) from e
-  if config.editor.get('name') != name or set(config.updates) != set(behind):
-    raise JeditError(
-      f'config.method={config.method!r} is not the method that the config was '
-      'made for; choose it as --config=FILE:METHOD'
-    )
-  arguments = config.editor.to_dict()
-  del arguments['name']
-  for field, given, function in (
-    ('editor', arguments, getattr(editors, name)),
-    ('optimiser', config.optimiser, values.optimiser),
-    *(
-      (f'updates.{n}', args, getattr(updates, n))
-      for n, args in config.updates.items()
-    ),
-  ):
-    takes = base.defaults(function)
-    wrong = sorted(set(given) - set(takes))
-    if wrong:
-      raise JeditError(
-        f'config.{field}.{wrong[0]}: {config.method} takes {", ".join(takes)}'
-      )
-  _behind(config)  # refuses bad arguments before anything is computed
 
 
 def check_layers(config: ConfigDict, loaded: Loaded) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import jedit
 from jedit import checkpoint, generate, prompts, requests
 from jedit.models.load import load
-from launch import common, folder, measure, moments, preflight, stream
+from launch import common, folder, measure, method, moments, preflight, stream
 
 _CONFIG = common.config_flag()
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Run folder; "" makes a new one.')
@@ -28,7 +28,7 @@ def main(_):
 
 def run(config: ConfigDict, workdir: str = '') -> None:
   """The whole job, from config to run folder."""
-  common.check_method(config)
+  method.check(config)
   path = config.requests or common.FACTS
   inputs = {'requests': common.file_hash(path)}
   loaded = load(config.model)
@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: str = '') -> None:
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)
   moment, stats_seconds = moments.get(config, loaded, split, base_hash)
-  editor = common.build_editor(config, loaded, moment)
+  editor = method.build(config, loaded, moment)
 
   judge = measure.measurer(loaded, asked, config.rendering)
   before = folder.remembered(

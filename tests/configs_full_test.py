@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from jedit.models import hf, transformer
 from jedit.types import JeditError
-from launch import common
+from launch import method as launch_method
 
 _SUMMARY = {
   'summary_activation': None,
@@ -307,7 +307,7 @@ def test_config_file_fits_its_model(name):
   for method in (*base.METHODS, 'alphaedit+fuse+clamp_singular'):
     config = module.get_config(method)
     assert isinstance(config, ml_collections.ConfigDict)
-    common.check_method(config)
+    launch_method.check(config)
   assert (
     module.get_config('rome').layers[0] == module.get_config('rome').layers[1]
   )
@@ -349,4 +349,4 @@ def test_bad_arguments_behind_an_editor_are_refused_at_once():
   config = module.get_config('rect')
   config.updates.keep_largest.keep = 0.0
   with pytest.raises(JeditError, match='keep=0.0: a share above 0'):
-    common.check_method(config)
+    launch_method.check(config)
