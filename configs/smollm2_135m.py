@@ -12,9 +12,11 @@ percent: efficacy, generalization, specificity, score.
   python -m tests.benchmarks.quality --facts=500 --batch=100 --run=alphaedit \\
     --run='memit weight=1000 remember=True' --run='memit weight=1000'
 
-on 2 cores (AMD EPYC, Zen 4), 2026-11-21. MEMIT's usual weight of 15,000
-under-edits this model; 1000 makes weight times the median eigenvalue of C about
-AlphaEdit's ridge.
+on 2 cores (AMD EPYC, Zen 4), 2026-11-21, before contexts were shared between
+facts, which changes rounding alone. MEMIT's usual weight of 15,000 under-edits
+this model; 1000 makes weight times the median eigenvalue of C about AlphaEdit's
+ridge; nothing between was tried. The layer of ROME and EMMET is that of the
+Llama models; neither was run on this one.
 """
 
 from configs import base

@@ -116,9 +116,7 @@ def usable(
     room: tokens the model takes after a context.
   """
   bos = start_ids(tokenizer)
-  render(
-    tokenizer, '', rendering
-  )  # what is wrong with all is no record's fault
+  render(tokenizer, '', rendering)  # an error here is no record's fault
   good, reasons = [], []
   for request in requests:
     try:
