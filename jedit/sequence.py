@@ -1,7 +1,7 @@
 """Sequential editing: a scan of editor.update over batches."""
 
 import jax
-import optax
+import jax.numpy as jnp
 
 from jedit.types import EditBatch, Editor, EditReport, Params, apply_updates
 
@@ -27,8 +27,26 @@ def edit_sequence(
   def step(carry, batch):
     params, state = carry
     updates, state = editor.update(batch, state, params)
-    report = optax.tree_utils.tree_get(state, 'report')
-    return (apply_updates(params, updates), state), report
+    return (apply_updates(params, updates), state), report_of(state)
 
   (params, state), report = jax.lax.scan(step, (params, state), batches)
   return params, state, report
+
+
+def report_of(state) -> EditReport:
+  """The EditReport in a state; of several, one for all of them.
+
+  An editor of several parts (BLUE) solves the same facts more than once: steps
+  add up, a fact has reached its targets if it did every time.
+  """
+  here = lambda x: isinstance(x, EditReport)
+  found = [x for x in jax.tree.leaves(state, is_leaf=here) if here(x)]
+  if len(found) == 1:
+    return found[0]
+  return EditReport(
+    found[0].facts,
+    jnp.stack([r.reached for r in found]).min(0),
+    sum(r.steps for r in found),
+    found[-1].loss,
+    jnp.concatenate([r.residual for r in found]),
+  )

@@ -67,7 +67,9 @@ def run(config: ConfigDict, workdir: str = '') -> None:
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)
-  moment, stats_seconds = moments.get(config, loaded, split, base_hash)
+  moment, stats_seconds = None, 0.0
+  if method.needs_moment(config):
+    moment, stats_seconds = moments.get(config, loaded, split, base_hash)
   editor = method.build(config, loaded, moment)
 
   judge = measure.measurer(loaded, asked, config.rendering)

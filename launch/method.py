@@ -1,5 +1,7 @@
 """The method a config names: an editor and what is chained behind it."""
 
+import inspect
+
 import optax
 from ml_collections import ConfigDict
 
@@ -12,12 +14,23 @@ from jedit.types import JeditError
 def build(config: ConfigDict, loaded: Loaded, moment):
   """The editor a config names, its arguments checked."""
   check(config)
-  optimise = values.optimiser(loaded.model, **config.optimiser)
   arguments = config.editor.to_dict()
   make = getattr(editors, arguments.pop('name'))
-  editor = make(loaded.model, moment, optimise=optimise, **arguments)
+  takes = inspect.signature(make).parameters
+  if 'moment' in takes:
+    arguments['moment'] = moment
+  if 'optimise' in takes:
+    optimise = values.optimiser(loaded.model, **config.optimiser)
+    arguments['optimise'] = optimise
+  editor = make(loaded.model, **arguments)
   behind = _behind(config)
   return optax.chain(editor, *behind) if behind else editor
+
+
+def needs_moment(config: ConfigDict) -> bool:
+  """Whether the editor takes second moments."""
+  editor = getattr(editors, base.parse(config.method)[0])
+  return 'moment' in inspect.signature(editor).parameters
 
 
 def _behind(config: ConfigDict) -> list[optax.GradientTransformation]:
