@@ -1,6 +1,6 @@
 """Edit facts inside language models: pure functions over parameter pytrees."""
 
-from jedit.editors import alphaedit, emmet, memit, rome
+from jedit.editors import adaedit, alphaedit, blue, emmet, memit, pmet, rome
 from jedit.models.load import load, save
 from jedit.models.transformer import join, split
 from jedit.prompts import edit_batches
@@ -9,14 +9,17 @@ from jedit.types import JeditError, apply_updates
 
 __all__ = [
   'JeditError',
+  'adaedit',
   'alphaedit',
   'apply_updates',
+  'blue',
   'edit_batches',
   'edit_sequence',
   'emmet',
   'join',
   'load',
   'memit',
+  'pmet',
   'rome',
   'save',
   'split',

@@ -64,7 +64,7 @@ def enter(model: Model, params: Params, batch: EditBatch) -> Rows:
 
 def advance(
   model: Model,
-  layers: Params,
+  layers: Params | tuple[Params, ...],
   rows: Rows,
   keep: Callable[[Trace], Any] = lambda trace: None,
 ) -> tuple[Rows, Any]:
@@ -72,7 +72,7 @@ def advance(
 
   Args:
     model: the network.
-    layers: params of the segment.
+    layers: params of the segment, or of several, one after the other.
     rows: at its entrance.
     keep: what to collect of each layer's Trace of the tokens of `rows.x`.
 

@@ -70,6 +70,29 @@ jax.tree_util.register_dataclass(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Targets:
+  """What a value engine found.
+
+  Attributes:
+    value: float32 [B, D], v* of each request.
+    loss, steps, reached: [B], how it was reached (see EditReport).
+    point: what v* is a value of: the last site layer's output ('block'), or
+      its MLP's ('mlp').
+  """
+
+  value: jax.Array
+  loss: jax.Array
+  steps: jax.Array
+  reached: jax.Array
+  point: str = 'block'
+
+
+jax.tree_util.register_dataclass(
+  Targets, ['value', 'loss', 'steps', 'reached'], ['point']
+)
+
+
 class SecondMoment(NamedTuple):
   """Uncentred second moment of keys over text, a mean over tokens.
 
@@ -107,11 +130,13 @@ class EditState(NamedTuple):
     root: float32 [E, F, r], a square root of the prior covariance of each
       column of dW: Sigma = root @ root.T.
     count: int32 [], requests seen.
+    engine: what the value engine keeps; () for most.
     report: EditReport of the last batch.
   """
 
   root: jax.Array
   count: jax.Array
+  engine: Any
   report: EditReport
 
 

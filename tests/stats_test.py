@@ -33,7 +33,7 @@ def test_moment_equals_numpy(family):
   model, params = tiny.model(family)
   total, count = np.zeros((3, 64, 64)), 0
   for tokens, mask in batches:
-    keys = np.asarray(tiny.trace(model, params, jnp.asarray(tokens))[2])
+    keys = np.asarray(tiny.trace(model, params, jnp.asarray(tokens)).key)
     for layer in range(3):
       k = keys[:, tiny.SITE[0] + layer][mask].astype(np.float64)
       total[layer] += k.T @ k

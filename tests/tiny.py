@@ -6,6 +6,7 @@ padding, one layer after another, a causal mask written out.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ CONFIGS = {
     fused_qkv=True, qkv_bias=True, out_bias=True, mlp_bias=True, **_SHARED,
   ),
 }  # fmt: skip
+CONFIGS['parallel'] = dataclasses.replace(CONFIGS['gpt'], parallel=True)
 
 
 @functools.cache
@@ -133,29 +135,42 @@ def _attend(q, k, v):
   return jnp.einsum('hqk,khd->qhd', weights, v)
 
 
-def forward(model, params, tokens, lookup=0, delta=None, layer=None):
-  """Runs one row [T] whole, with delta added after `layer` at `lookup`.
+class Whole(NamedTuple):
+  """Of one row: logits [T, V]; out, mid [L, T, D] and key [L, T, F]."""
 
-  Returns:
-    (logits [T, V], output of each layer [L, T, D], keys [L, T, F]).
+  logits: jax.Array
+  out: jax.Array
+  key: jax.Array
+  mid: jax.Array
+
+
+def forward(model, params, tokens, lookup=0, delta=None, layer=None):
+  """Runs one row [T] whole, with delta added at `layer`, `lookup`.
+
+  delta [1 or 2, D]: added to the layer's output, and the second to its
+  attention's, which its MLP reads too.
   """
   positions = jnp.arange(len(tokens))
   x = model.embed(params, tokens, positions)
-  outs, keys = [], []
+  outs, keys, mids = [], [], []
   for i in range(model.config.num_layers):
     one = jax.tree.map(lambda a, i=i: a[i], params['layers'])
     mid, key, _ = model.address(one, x, positions, _attend)
+    if i == layer and len(delta) == 2:
+      mid = mid.at[lookup].add(delta[1])
+      key = model.key(one, x, mid)
     x = model.value(one, mid, key)
     if i == layer:
-      x = x.at[lookup].add(delta)
+      x = x.at[lookup].add(delta[0])
     outs.append(x)
     keys.append(key)
-  return model.logits(params, x), jnp.stack(outs), jnp.stack(keys)
+    mids.append(mid)
+  return Whole(model.logits(params, x), *map(jnp.stack, (outs, keys, mids)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def trace(model, params, tokens):
-  """forward of rows [..., T]."""
+  """Whole of rows [..., T]."""
   run = lambda t: forward(model, params, t)
   flat = tokens.reshape(-1, tokens.shape[-1])
   out = jax.vmap(run)(flat)
@@ -167,7 +182,7 @@ def trace(model, params, tokens):
 def target_probability(model, params, batch):
   """Mean probability of the target's tokens after the plain prompt, [B]."""
   tokens, _, label = whole_rows(batch)
-  logits, _, _ = trace(model, params, jnp.asarray(tokens[:, 0]))
+  logits = trace(model, params, jnp.asarray(tokens[:, 0])).logits
   chance = np.asarray(jax.nn.softmax(logits))
   at = label[:, 0]
   chosen = np.take_along_axis(chance, np.maximum(at, 0)[..., None], 2)[..., 0]
@@ -180,7 +195,7 @@ def moment(family='llama'):
   built, params = model(family)
   rng = np.random.default_rng(7)
   tokens = jnp.asarray(rng.integers(1, VOCAB, (20, 30)))
-  keys = np.asarray(trace(built, params, tokens)[2], np.float64)
+  keys = np.asarray(trace(built, params, tokens).key, np.float64)
   keys = keys[:, SITE[0] : SITE[1] + 1]
   keys = keys.transpose(1, 0, 2, 3).reshape(keys.shape[1], -1, keys.shape[-1])
   mean = np.einsum('etf,etg->efg', keys, keys) / keys.shape[1]

@@ -148,7 +148,7 @@ def test_bad_arguments(make, words):
 @pytest.mark.parametrize('host', editors_test.EDITORS)
 def test_every_editor_takes_them_all(host):
   """In one chain (a compilation a pair takes minutes): scanned as in a loop."""
-  editor, params, _, batches = editors_test.make(host, editors_test.fixed)
+  editor, params, _, batches = editors_test.make(host)
   chain = optax.chain(editor, *ALL.values())
   scan = jax.jit(lambda *args: edit_sequence(chain, *args))
   state = chain.init(params)

@@ -28,60 +28,80 @@ def run(model, params, batch, stages=(1.0,), **kwargs):
 
   @jax.jit
   def go(params, batch):
-    return optimise(params, enter(model, params, batch), batch)
+    return optimise.run(params, enter(model, params, batch), batch, ())
 
   return jax.tree.map(np.asarray, go(params, batch))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def plain_loss(
-  model, layer, params, tokens, lookup, label, v0, first, start, delta,
+  model, layer, params, tokens, lookup, label, v0, first, start, delta, factor,
   weight_decay, kl_factor,
 ):  # fmt: skip
-  """Loss, its gradient and the KL row's log-probabilities of one request.
+  """Gradient of the loss of one request, and (loss, p_now, sure, KL).
 
-  tokens [R, T], lookup [R], label [R, T]; the last row is the KL prompt.
+  tokens [R, T], lookup [R], label [R, T]; the last row is the KL prompt. delta
+  and v0 are [P, D]: at the block's or MLP's output, then the attention's.
   """
 
   def loss(delta):
-    row = lambda t, i: tiny.forward(model, params, t, i, delta, layer)[0]
-    logs = jax.nn.log_softmax(jax.vmap(row)(tokens, lookup))
+    row = lambda t, i: tiny.forward(model, params, t, i, delta, layer).logits
+    logits = jax.vmap(row)(tokens, lookup)
+    logs = jax.nn.log_softmax(logits)
     scored = label >= 0
     chosen = jnp.take_along_axis(logs, jnp.maximum(label, 0)[..., None], 2)
     nll = -(chosen[..., 0] * scored).sum(1)[:-1] / scored.sum(1)[:-1]
     now = logs[-1, lookup[-1]]
     begin = jnp.where(first, jax.lax.stop_gradient(now), start)
     kl = jnp.sum(jnp.exp(now) * (now - begin))
-    size = jnp.sqrt(jnp.where(jnp.any(delta != 0), jnp.sum(delta**2), 1.0))
-    size = jnp.where(jnp.any(delta != 0), size, 0.0)
-    total = nll.mean() + kl_factor * kl + weight_decay * size / jnp.sum(v0**2)
-    return total, now
+    decay = 0.0
+    for part, base in zip(delta, v0, strict=True):
+      moved = jnp.any(part != 0)
+      size = jnp.sqrt(jnp.where(moved, jnp.sum(part**2), 1.0))
+      decay += jnp.where(moved, size, 0.0) / jnp.sum(base**2)
+    total = factor * nll.mean() + kl_factor * kl + weight_decay * decay
+    sure = jnp.all((logits.argmax(-1) == label) | ~scored)
+    return total, (total, now, sure, kl)
 
-  return jax.value_and_grad(loss, has_aux=True)(delta)
+  return jax.grad(loss, has_aux=True)(delta)
+
+
+def starts(whole, at, layer, point):
+  """[P, D]: what delta is added to."""
+  out, mid = whole.out[0, layer, at], whole.mid[0, layer, at]
+  if point == 'block':
+    return out[None]
+  mlp, attention = out - mid, mid - whole.out[0, layer - 1, at]
+  return jnp.stack([mlp] if point == 'mlp' else [mlp, attention])
 
 
 def plain_loop(
-  model, params, tokens, lookup, label, layer, lr, clamp, steps, stop, **weights
-):
-  """methods.md 1.1 for one request: (losses, v0, delta, reached)."""
+  model, params, tokens, lookup, label, layer, lr, clamp, steps, stop,
+  point='block', early_stop=0.0, relaxed=1.0, **weights
+):  # fmt: skip
+  """methods.md 1.1, 1.9 for a request: (losses, v0, delta, reached)."""
   adam = optax.adam(lr)
-  v0 = tiny.trace(model, params, tokens)[1][0, layer, lookup[0]]
-  delta, start, losses = jnp.zeros_like(v0), 0.0, []
+  whole = tiny.trace(model, params, tokens)
+  v0 = starts(whole, lookup[0], layer, point)
+  delta, start, losses, factor = jnp.zeros_like(v0), 0.0, [], 1.0
   state = adam.init(delta)
   for step in range(steps):
-    (loss, now), grad = plain_loss(
+    grad, (loss, now, sure, kl) = plain_loss(
       model, layer, params, tokens, lookup, label, v0, step == 0,
-      jnp.broadcast_to(start, model.config.vocab_size), delta, **weights
+      jnp.broadcast_to(start, model.config.vocab_size), delta, factor, **weights
     )  # fmt: skip
     start = now if step == 0 else start
     losses.append(float(loss))
-    if loss < stop or step == steps - 1:
+    reached = loss < stop or (early_stop > 0 and bool(sure))
+    if loss < stop or (sure and kl < early_stop) or step == steps - 1:
       break
+    factor = relaxed if sure else 1.0
     updates, state = adam.update(grad, state)
     delta = delta + updates
-    size, limit = jnp.linalg.norm(delta), clamp * jnp.linalg.norm(v0)
-    delta = delta * (limit / size) if size > limit else delta
-  return losses, np.asarray(v0), np.asarray(delta), losses[-1] < stop
+    size = jnp.linalg.norm(delta, axis=1, keepdims=True)
+    limit = clamp * jnp.linalg.norm(v0, axis=1, keepdims=True)
+    delta = jnp.where(size > limit, delta * (limit / size), delta)
+  return losses, np.asarray(v0[0]), np.asarray(delta[0]), bool(reached)
 
 
 def plain(model, params, batch, layer, **kwargs):
@@ -104,27 +124,33 @@ def assert_same(a, b, tight=1e-4):
   np.testing.assert_allclose(a.value, b.value, atol=tight * size, rtol=0)
 
 
-@pytest.mark.parametrize('family, steps', [
-  ('llama', (1, 2, 3, 4, 5)), ('gpt', (5,)),
+@pytest.mark.parametrize('family, point, steps', [
+  ('llama', 'block', (2, 5)), ('gpt', 'block', (5,)),
+  ('llama', 'mlp', (5,)), ('parallel', 'mlp+attention', (5,)),
 ])  # fmt: skip
-def test_losses_equal_a_plain_loop(family, steps):
+def test_losses_equal_a_plain_loop(family, point, steps):
   model, params = tiny.model(family)
   batch = tiny.batch()
-  want = plain(model, params, batch, tiny.SITE[1], steps=5, stop=0.0)
+  settings = dict(stop=0.0, point=point)
+  want = plain(model, params, batch, tiny.SITE[1], steps=5, **settings)
   for n in steps:
-    got = run(model, tiny.split(params), batch, steps=n, stop=0.0)
+    got = run(model, tiny.split(params), batch, steps=n, **settings)
     losses = [w[0][n - 1] for w in want]
     np.testing.assert_allclose(got.loss, losses, atol=1e-4, rtol=0)
   v5 = np.stack([v0 + delta for _, v0, delta, _ in want])
   np.testing.assert_allclose(got.value, v5, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize('family', ['llama', 'gpt'])
-def test_the_same_facts_reach_their_target(family):
+@pytest.mark.parametrize('family, settings', [
+  ('llama', {}),
+  ('gpt', {'early_stop': np.inf}),
+  ('llama', {'point': 'mlp+attention', 'early_stop': 0.05, 'relaxed': 0.1}),
+])  # fmt: skip
+def test_the_same_facts_reach_their_target(family, settings):
   model, params = tiny.model(family)
   batch = tiny.batch(8, seed=1, hard=(2, 5))
-  got = run(model, tiny.split(params), batch, **_EASY)
-  want = plain(model, params, batch, tiny.SITE[1], **_EASY)
+  got = run(model, tiny.split(params), batch, **_EASY | settings)
+  want = plain(model, params, batch, tiny.SITE[1], **_EASY | settings)
   np.testing.assert_array_equal(got.reached, [w[3] for w in want])
   np.testing.assert_array_equal(got.steps, [len(w[0]) - 1 for w in want])
   assert 0 < got.reached.sum() < 8  # or this tests nothing
@@ -143,7 +169,7 @@ def test_a_batch_is_its_requests_one_by_one(many):
   model, params, batch, whole = many
   assert len(set(whole.steps.tolist())) > 2  # they stop at different steps
   optimise = values.optimiser(model, stages=(1.0,), **_EASY)
-  go = jax.jit(lambda p, b: optimise(p, enter(model, p, b), b))
+  go = jax.jit(lambda p, b: optimise.run(p, enter(model, p, b), b, ()))
   alone = [go(params, tiny.pick(batch, [i])) for i in range(8)]
   joined = jax.tree.map(lambda *x: np.concatenate(x), *alone)
   assert_same(whole, joined)
@@ -184,11 +210,32 @@ def test_invalid_requests_are_inert(many):
 def test_the_radius_is_respected(many):
   model, params, batch, _ = many
   tokens, lookup, _ = tiny.whole_rows(batch)
-  hidden = tiny.trace(model, transformer.join(params), tokens[:, 0])[1]
+  hidden = tiny.trace(model, transformer.join(params), tokens[:, 0]).out
   v0 = np.asarray(hidden)[np.arange(8), tiny.SITE[1], lookup[:, 0]]
   far = run(model, params, batch, clamp=0.3, steps=10, stop=0.0)
   ratio = np.linalg.norm(far.value - v0, axis=1) / np.linalg.norm(v0, axis=1)
   assert (ratio < 0.3 + 1e-5).all() and ratio.max() > 0.3 - 1e-5
+
+
+def test_anchor_norm(many):
+  """v* keeps its direction and gets the norm of the unedited site's value."""
+  model, params, batch, whole = many
+  optimise = values.optimiser(
+    model, anchor_norm=True, stages=(1.0,), **_EASY
+  )  # fmt: skip
+  go = lambda p, b, s: optimise.run(p, enter(model, p, b), b, s).value
+  before = jax.tree.map(lambda x: x, params)
+  down = before['site']['mlp']['down']
+  down['kernel'] = 2 * down['kernel']
+  got = np.asarray(jax.jit(go)(params, batch, optimise.init(before)))
+  tokens, lookup, _ = tiny.whole_rows(batch)
+  hidden = tiny.trace(model, transformer.join(before), tokens[:, 0]).out
+  base = np.asarray(hidden)[np.arange(8), tiny.SITE[1], lookup[:, 0]]
+  norm = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
+  np.testing.assert_allclose(norm(got), norm(base), rtol=1e-4)
+  np.testing.assert_allclose(
+    got / norm(got), whole.value / norm(whole.value), atol=1e-3
+  )
 
 
 def test_stop_zero_takes_every_step(many):

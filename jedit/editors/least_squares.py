@@ -45,6 +45,7 @@ def least_squares(
   optimise: values.Optimise,
   spread: Literal['left', 'sqrt', 'full'] = 'left',
   plain_weight: float | None = 0.5,
+  mixed_keys: bool = False,
 ) -> Editor:
   """Editor that conditions a Gaussian prior on each batch's keys and residuals.
 
@@ -60,6 +61,8 @@ def least_squares(
     plain_weight: weight of the plain prompt in a key; the other contexts share
       the rest (1/2 in all published code of the MEMIT family). None weighs all
       alike.
+    mixed_keys: scale each residual so that the plain prompt's key, not the
+      mean, is what the fact's own update gives all of it (ROME as published).
 
   Returns:
     optax transformation: update(batch, state, params) gives
@@ -76,21 +79,23 @@ def least_squares(
       )
     zero = jnp.zeros((), jnp.int32)
     report = EditReport(zero, zero, zero, jnp.zeros(()), jnp.zeros(layers))
-    return EditState(jnp.asarray(root, jnp.float32), zero, report)
+    engine = optimise.init(params)
+    return EditState(jnp.asarray(root, jnp.float32), zero, engine, report)
 
   def update(batch: EditBatch, state: EditState, params: Params):
     rows = enter(model, params, batch)
-    targets = optimise(params, rows, batch)
+    targets = optimise.run(params, rows, batch, state.engine)
     delta, posterior, residual = _walk(
       model,
       params['site'],
       rows,
       batch,
-      targets.value,
+      targets,
       state.root,
       noise(batch.valid.sum()) if callable(noise) else noise,
       _DIVISOR[spread],
       plain_weight,
+      mixed_keys,
     )
     facts = batch.valid.sum()
     report = EditReport(
@@ -100,15 +105,19 @@ def least_squares(
       jnp.sum(targets.loss * batch.valid) / jnp.maximum(facts, 1),
       residual,
     )
-    new = EditState(
-      posterior if remember else state.root, state.count + facts, report
+    new = state._replace(
+      root=posterior if remember else state.root,
+      count=state.count + facts,
+      report=report,
     )
     return {'site': {'mlp': {'down': {'kernel': delta}}}}, new
 
   return optax.GradientTransformation(init, update)
 
 
-def _walk(model, site, rows, batch, goal, roots, noise, divisor, plain_weight):
+def _walk(
+  model, site, rows, batch, targets, roots, noise, divisor, plain_weight, mixed
+):
   """Edits layer after layer; returns (dW [E, F, D], roots, residuals [E])."""
   wide = batch.head.shape[-1]
   count, per = batch.tail.shape[:2]
@@ -134,26 +143,32 @@ def _walk(model, site, rows, batch, goal, roots, noise, divisor, plain_weight):
   def rest(first, x):
     """The plain rows' value at the last site layer, from layer `first` on."""
 
-    def body(i, x):
+    def body(i, xs):
       layer = jax.tree.map(lambda a: a[i], site)
-      return model.value(layer, *block(layer, x, plain)[:2])
+      mid, key, _ = block(layer, xs[0], plain)
+      return model.value(layer, mid, key), mid
 
-    x = jax.lax.fori_loop(first, layers, body, x)
-    return transformer.take(x, plain_lookup)
+    x, mid = jax.lax.fori_loop(first, layers, body, (x, x))
+    value = x if targets.point == 'block' else x - mid
+    return transformer.take(value, plain_lookup)
 
   def step(carry, xs):
     x, before = carry
     layer, root, index = xs
     grid = transformer.to_grid(x, walk)
     start = transformer.from_grid(grid[::contexts], plain)
-    wrong = goal - rest(index, start).astype(jnp.float32)
+    wrong = targets.value - rest(index, start).astype(jnp.float32)
     wrong = wrong / divisor((layers - index).astype(jnp.float32))
     before_mid, before_key, kv = block(layer, before, rows.prefix_at)
     past = transformer.as_past(kv, rows.prefix_at)
     past = jax.tree.map(lambda a: a[:contexts], past)
     mid, key, _ = block(layer, x, walk, past)
-    keys = transformer.take(key, lookup).astype(jnp.float32)
-    keys = jnp.einsum('bcf,c->bf', keys, share)
+    every = transformer.take(key, lookup).astype(jnp.float32)
+    keys = jnp.einsum('bcf,c->bf', every, share)
+    if mixed:
+      mean, plain_key = keys @ root, every[:, 0] @ root
+      ratio = jnp.sum(mean * mean, -1) / jnp.sum(mean * plain_key, -1)
+      wrong *= jnp.where(batch.valid, ratio, 0.0)[:, None]
     delta, root = condition(root, keys, wrong, noises)
     layer = apply_updates(layer, {'mlp': {'down': {'kernel': delta}}})
     missed = jnp.linalg.norm(wrong - keys @ delta)

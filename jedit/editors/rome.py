@@ -4,13 +4,13 @@
 
 Row "ROME" of the table in README: prior C^-1, noise 0, one site layer. k is the
 plain mean over the contexts in both places, as in Gupta et al., Rebuilding
-ROME, EMNLP 2024; the published code divides by the plain prompt's key.
+ROME, EMNLP 2024; the published code divides by the plain prompt's key
+(mixed_keys). v* is the MLP's output, and the residual that of the plain prompt.
 
-Other than there, values and their clamp are those of the block's output, not of
-the MLP's; the residual is that of the plain prompt; and contexts are the six of
-the MEMIT family, not 21. Several facts of a batch are written together, each
-exactly (EMMET's constraint), so their keys must be linearly independent: not
-two of the same subject with the same words before it.
+Other than there, the contexts are the six of the MEMIT family, not 21. Several
+facts of a batch are written together, each exactly (EMMET's constraint), so
+their keys must be linearly independent: not two of the same subject with the
+same words before it.
 """
 
 from jedit import condition, values
@@ -18,11 +18,14 @@ from jedit.editors.least_squares import least_squares
 from jedit.models.transformer import Model
 from jedit.types import Editor, SecondMoment
 
+ENGINE = {'point': 'mlp', 'clamp': 4.0}
+
 
 def rome(
   model: Model,
   moment: SecondMoment,
   *,
+  mixed_keys: bool = False,
   optimise: values.Optimise | None = None,
 ) -> Editor:
   """ROME as an optax transformation of EditBatches.
@@ -30,13 +33,16 @@ def rome(
   Args:
     model: the network; params must be split at the site.
     moment: second moments of the keys of the site layers.
-    optimise: the value engine; values.optimiser(model) by default.
+    mixed_keys: k in front, the plain prompt's key in the divisor, as published
+      (dW = C^-1 k r' / (k_plain' C^-1 k)); in a batch, each fact by itself.
+    optimise: the value engine; values.optimiser(model, **ENGINE) by default.
   """
   return least_squares(
     model,
     condition.ridge_prior(moment, 1.0),
     noise=0.0,
     remember=False,
-    optimise=optimise or values.optimiser(model),
+    optimise=optimise or values.optimiser(model, **ENGINE),
     plain_weight=None,
+    mixed_keys=mixed_keys,
   )

@@ -25,12 +25,14 @@ class Block(nn.Module):
 
   def address(self, x, positions, attend):
     """Returns (mid [.., D], key [.., F], (k, v)): all but the memory."""
-    h = self.attn_norm(x)
-    out, kv = self.attn(h, positions, attend)
+    out, kv = self.attn(self.attn_norm(x), positions, attend)
     mid = x + out
-    if not self.config.parallel:
-      h = self.mlp_norm(mid)
-    return mid, self.mlp.key(h), kv
+    return mid, self.key(x, mid), kv
+
+  def key(self, x, mid):
+    """The key [.., F] of a block that reads x and holds mid after attention."""
+    parallel = self.config.parallel
+    return self.mlp.key(self.attn_norm(x) if parallel else self.mlp_norm(mid))
 
   def value(self, mid, key):
     """What the memory adds: mid + key @ W_down + bias."""

@@ -21,7 +21,12 @@ class Block(nn.Module):
     """Returns (mid [.., D], key [.., F], (k, v)): all but the memory."""
     out, kv = self.attn(self.attn_norm(x), positions, attend)
     mid = x + out
-    return mid, self.mlp.key(self.mlp_norm(mid)), kv
+    return mid, self.key(x, mid), kv
+
+  def key(self, x, mid):
+    """The key [.., F] of a block that reads x and holds mid after attention."""
+    del x
+    return self.mlp.key(self.mlp_norm(mid))
 
   def value(self, mid, key):
     """What the memory adds: mid + key @ W_down."""

@@ -43,6 +43,7 @@ __all__ = [
   'from_grid',
   'join',
   'layout',
+  'narrow',
   'run',
   'split',
   'take',
@@ -52,8 +53,9 @@ _FAMILIES = {'llama': llama, 'gpt': gpt}
 
 
 class Trace(NamedTuple):
-  """What a layer computed for its tokens [M]: key [M, F], mid [M, D], kv."""
+  """What a layer read, x [M, D], and computed: key [M, F], mid [M, D], kv."""
 
+  x: jax.Array
   key: jax.Array
   mid: jax.Array
   kv: tuple[jax.Array, jax.Array]
@@ -66,14 +68,16 @@ class Model(NamedTuple):
     config: shapes.
     embed: (params, tokens [M], positions [M]) -> x [M, D].
     address: (layer, x, positions, attend) -> (mid, key, kv).
+    key: (layer, x, mid) -> key, that of `address`.
     value: (layer, mid, key) -> x.
     logits: (params, x [M, D]) -> float32 [M, V].
-    init: key -> params, float32.
+    init: PRNG key -> params, float32.
   """
 
   config: Config
   embed: Callable[..., jax.Array]
   address: Callable[..., Any]
+  key: Callable[..., jax.Array]
   value: Callable[..., jax.Array]
   logits: Callable[..., jax.Array]
   init: Callable[[jax.Array], Params]
@@ -95,6 +99,9 @@ def build(config: Config) -> Model:
     return block.apply(
       {'params': layer}, x, positions, attend, method='address'
     )
+
+  def key_of(layer, x, mid):
+    return block.apply({'params': layer}, x, mid, method='key')
 
   def value(layer, mid, key):
     out = block.apply({'params': layer}, mid, key, method='value')
@@ -136,7 +143,7 @@ def build(config: Config) -> Model:
       params['head'] = params.get('head', {}) | bias
     return params
 
-  return Model(config, embed, address, value, logits, init)
+  return Model(config, embed, address, key_of, value, logits, init)
 
 
 def _attend_self(config, q, k, v):
@@ -187,19 +194,41 @@ def join(params: Params) -> Params:
   return {**params, 'layers': jax.tree.map(cat, *segments)}
 
 
+def narrow(params: Params, layer: int) -> Params:
+  """Split params with the site narrowed to one of its layers.
+
+  The others go to 'below' and 'above', which become tuples of segments.
+  """
+  cut = lambda a, b: jax.tree.map(lambda x: x[a:b], params['site'])
+  count = params['site']['mlp']['down']['kernel'].shape[0]
+  before = (cut(None, layer),) if layer else ()
+  after = (cut(layer + 1, None),) if layer + 1 < count else ()
+  return {
+    **params,
+    'below': (*_segments(params['below']), *before),
+    'site': cut(layer, layer + 1),
+    'above': (*after, *_segments(params['above'])),
+  }
+
+
+def _segments(layers):
+  return layers if isinstance(layers, tuple) else (layers,)
+
+
 def run(
   model: Model,
-  layers: Params,
+  layers: Params | tuple[Params, ...],
   x: Float[Array, 'M D'],
   at: Layout,
-  past: Past | None = None,
+  past: Past | tuple[Past, ...] | None = None,
   keep: Callable[[Trace], Any] = lambda trace: None,
 ) -> tuple[Float[Array, 'M D'], Any]:
   """Runs a segment's stacked layers over packed tokens.
 
   Args:
     model: the network.
-    layers: params of the segment, leaves [layers, ...].
+    layers: params of the segment, leaves [layers, ...]; of a tuple of segments
+      one is run after the other, and past and what is collected are tuples.
     x: hidden states entering it.
     at: where the tokens are.
     past: what precedes, [layers, R, H, P, A].
@@ -208,13 +237,19 @@ def run(
   Returns:
     (x leaving the segment, the collected leaves stacked over layers).
   """
+  if isinstance(layers, tuple):
+    kept = []
+    for part, seen in zip(layers, past or (None,) * len(layers), strict=True):
+      x, found = run(model, part, x, at, seen, keep)
+      kept.append(found)
+    return x, tuple(kept)
 
   def body(x, xs):
     layer, kv = xs
     here = None if kv is None else Past(*kv, past.mask)
     attend = attention(at, x.shape[0], here)
     mid, key, kv = model.address(layer, x, at.positions, attend)
-    return model.value(layer, mid, key), keep(Trace(key, mid, kv))
+    return model.value(layer, mid, key), keep(Trace(x, key, mid, kv))
 
   # A gradient keeps the outputs of the products with weights, and recomputes
   # the rest, which costs less than its way to memory and back.
@@ -226,12 +261,18 @@ def run(
 
 def cache(
   model: Model,
-  layers: Params,
+  layers: Params | tuple[Params, ...],
   x: jax.Array,
   at: Layout,
-  past: Past | None = None,
-) -> tuple[jax.Array, Past]:
-  """Runs a segment; its Past, after `past`, on the grid of `at`."""
+  past: Past | tuple[Past, ...] | None = None,
+) -> tuple[jax.Array, Past | tuple[Past, ...]]:
+  """Runs a segment or several; the Past, after `past`, on the grid of `at`."""
+  if isinstance(layers, tuple):
+    new = []
+    for part, seen in zip(layers, past or (None,) * len(layers), strict=True):
+      x, found = cache(model, part, x, at, seen)
+      new.append(found)
+    return x, tuple(new)
   keep = lambda trace: as_past(trace.kv, at)[:2]
   out, (k, v) = run(model, layers, x, at, past, keep)
   new = Past(k, v, at.token < x.shape[0])

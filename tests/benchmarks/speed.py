@@ -92,7 +92,7 @@ def main(_):
   @jax.jit
   def targets(params, batch):
     batch = jax.tree.map(lambda a: a[0], batch)
-    return optimise(params, enter(model, params, batch), batch)
+    return optimise.run(params, enter(model, params, batch), batch, ())
 
   params, spent = split, []
   for i in range(len(groups)):
