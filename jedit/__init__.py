@@ -1,6 +1,15 @@
 """Edit facts inside language models: pure functions over parameter pytrees."""
 
-from jedit.editors import adaedit, alphaedit, blue, emmet, memit, pmet, rome
+from jedit.editors import (
+  adaedit,
+  alphaedit,
+  alphaedit_plus,
+  blue,
+  emmet,
+  memit,
+  pmet,
+  rome,
+)
 from jedit.models.load import load, save
 from jedit.models.transformer import join, split
 from jedit.prompts import edit_batches
@@ -11,6 +20,7 @@ __all__ = [
   'JeditError',
   'adaedit',
   'alphaedit',
+  'alphaedit_plus',
   'apply_updates',
   'blue',
   'edit_batches',

@@ -49,4 +49,5 @@ def report_of(state) -> EditReport:
     sum(r.steps for r in found),
     found[-1].loss,
     jnp.concatenate([r.residual for r in found]),
+    jax.tree.map(lambda *x: jnp.concatenate(x), *(r.notes for r in found)),
   )

@@ -50,6 +50,9 @@ class EditBatch:
     valid: bool [B], False for requests that only fill the batch up.
     budget: static sizes (head, tail, plain, scored) of the packed layouts, at
       least the number of real tokens of each kind in any batch.
+    validation: None, or rows of the same requests that no value is optimised
+      on and no key is read from, contexts written out in `head` (its own
+      prefixes are empty; its KL row is not used).
   """
 
   prefix: jax.Array
@@ -61,6 +64,7 @@ class EditBatch:
   label: jax.Array
   valid: jax.Array
   budget: tuple[int, int, int, int]
+  validation: 'EditBatch | None' = None
 
 
 jax.tree_util.register_dataclass(
@@ -114,6 +118,7 @@ class EditReport(NamedTuple):
     steps: int32 [], optimiser updates taken, summed over requests.
     loss: float32 [], mean objective when the requests stopped.
     residual: float32 [E], |R - K dW| / |R| after each layer's solve.
+    notes: what else a method has to say of each layer, by name, [E] each.
   """
 
   facts: jax.Array
@@ -121,20 +126,22 @@ class EditReport(NamedTuple):
   steps: jax.Array
   loss: jax.Array
   residual: jax.Array
+  notes: dict[str, jax.Array] = {}
 
 
 class EditState(NamedTuple):
   """State of a closed-form editor.
 
   Attributes:
-    root: float32 [E, F, r], a square root of the prior covariance of each
-      column of dW: Sigma = root @ root.T.
+    prior: what the next batch's dW is solved from, leaves [E, F, ...]: for most
+      a square root of the prior covariance of each column of dW, Sigma =
+      prior @ prior.T, float32 [E, F, r].
     count: int32 [], requests seen.
     engine: what the value engine keeps; () for most.
     report: EditReport of the last batch.
   """
 
-  root: jax.Array
+  prior: Any
   count: jax.Array
   engine: Any
   report: EditReport

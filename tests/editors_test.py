@@ -157,7 +157,7 @@ def test_state_keeps_its_type(name):
   assert int(report_of(new).facts) == 4
   for a, b in zip(solves(new), solves(state), strict=True):
     assert int(a.count) == 4 and int(b.count) == 0
-    assert np.array_equal(a.root, b.root) == (name not in _REMEMBER)
+    assert np.array_equal(a.prior, b.prior) == (name not in _REMEMBER)
 
 
 @every
@@ -206,7 +206,7 @@ def test_an_empty_batch_changes_nothing(name):
   report = report_of(new)
   assert not any(map(np.any, (report.facts, report.reached, report.residual)))
   for a, b in zip(solves(new), solves(state), strict=True):
-    np.testing.assert_array_equal(a.root, b.root)
+    np.testing.assert_array_equal(a.prior, b.prior)
 
 
 @pytest.mark.parametrize('name', [n for n in EDITORS if n != 'adaedit'])

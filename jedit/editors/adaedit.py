@@ -15,7 +15,7 @@ from typing import Literal
 import optax
 
 from jedit import condition, updates, values
-from jedit.editors.least_squares import least_squares
+from jedit.editors.least_squares import gaussian, least_squares
 from jedit.models.transformer import Model
 from jedit.types import Editor, SecondMoment
 
@@ -46,7 +46,7 @@ def adaedit(
   body = least_squares(
     model,
     condition.ridge_prior(moment, weight),
-    noise=1.0,
+    gaussian(1.0),
     remember=False,
     optimise=optimise or values.optimiser(model, **ENGINE),
     spread=spread,

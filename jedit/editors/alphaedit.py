@@ -7,7 +7,7 @@ onto the directions text hardly uses, noise 1, earlier edits K_p remembered.
 """
 
 from jedit import condition, values
-from jedit.editors.least_squares import least_squares
+from jedit.editors.least_squares import gaussian, least_squares
 from jedit.models.transformer import Model
 from jedit.types import Editor, SecondMoment
 
@@ -36,7 +36,7 @@ def alphaedit(
   return least_squares(
     model,
     root,
-    noise=1.0,
+    gaussian(1.0),
     remember=True,
     optimise=optimise or values.optimiser(model),
   )

@@ -10,7 +10,7 @@ above it this is MEMIT at the weight `ridge weight`.
 import jax.numpy as jnp
 
 from jedit import condition, values
-from jedit.editors.least_squares import least_squares
+from jedit.editors.least_squares import gaussian, least_squares
 from jedit.models.transformer import Model
 from jedit.types import Editor, SecondMoment
 
@@ -36,7 +36,7 @@ def emmet(
   return least_squares(
     model,
     condition.ridge_prior(moment, weight),
-    noise=lambda facts: jnp.where(facts > 1, ridge, 0.0),
+    gaussian(lambda facts: jnp.where(facts > 1, ridge, 0.0)),
     remember=False,
     optimise=optimise or values.optimiser(model),
   )

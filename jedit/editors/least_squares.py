@@ -2,18 +2,17 @@
 
 For each site layer, in order, with the earlier ones already edited: keys of
 all requests, residual R = (v* - h) / left with h the current value at the last
-site layer, and dW from condition.py. A layer's keys depend only on the layers
-before it, so each is taken once, when it is final.
+site layer, and dW from a solver, most often condition.py. A layer's keys depend
+only on the layers before it, so each is taken once, when it is final.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jedit import values
 from jedit.condition import condition
@@ -28,6 +27,7 @@ from jedit.types import (
   Params,
   apply_updates,
 )
+from jedit.validate import enter_held, score
 
 _DIVISOR = {
   'left': lambda left: left,
@@ -36,24 +36,67 @@ _DIVISOR = {
 }
 
 
+class Asked(NamedTuple):
+  """What is asked of one site layer.
+
+  Attributes:
+    keys: [B, F], averaged over the contexts; zero for padding.
+    plain_keys: [B, F], of the prompts without context.
+    residuals: [B, D], what this layer is to add to the values.
+    distance: [B], |v* - h|, all that is still missing.
+    valid: [B].
+    layer: int32 [], counted from 0 at the first site layer.
+    score: dW [F, D] -> validate.Score of the model with it; None if the batch
+      has no rows to validate with.
+  """
+
+  keys: Float[Array, 'B F']
+  plain_keys: Float[Array, 'B F']
+  residuals: Float[Array, 'B D']
+  distance: Float[Array, 'B']
+  valid: Bool[Array, 'B']
+  layer: jax.Array
+  score: Callable | None
+
+
+# solve(prior of the layer, Asked) -> (dW, posterior, {name: what it did})
+Solve = Callable[[Any, Asked], tuple[jax.Array, Any, dict[str, jax.Array]]]
+
+
+def gaussian(noise: float | Callable[[jax.Array], jax.Array]) -> Solve:
+  """The one formula; the prior is a root of its covariance, [F, r].
+
+  Args:
+    noise: variance nu of every observation, or a function of the number of
+      facts in the batch.
+  """
+
+  def solve(root, asked):
+    nu = noise(asked.valid.sum()) if callable(noise) else noise
+    nu = jnp.where(asked.valid, nu, 1.0)
+    return *condition(root, asked.keys, asked.residuals, nu), {}
+
+  return solve
+
+
 def least_squares(
   model: Model,
-  root: Float[Array | np.ndarray, 'E F r'],
+  prior: Any,
+  solve: Solve,
   *,
-  noise: float | Callable[[jax.Array], jax.Array],
   remember: bool,
   optimise: values.Optimise,
   spread: Literal['left', 'sqrt', 'full'] = 'left',
   plain_weight: float | None = 0.5,
-  mixed_keys: bool = False,
+  notes: tuple[str, ...] = (),
 ) -> Editor:
-  """Editor that conditions a Gaussian prior on each batch's keys and residuals.
+  """Editor that solves for dW layer by layer from keys and residuals.
 
   Args:
     model: the network; params must be split at the site.
-    root: square root of the prior covariance of each site layer.
-    noise: variance nu of every observation, or a function of the number of
-      facts in the batch.
+    prior: what `solve` starts from, leaves [E, F, ...]; the root of a prior
+      covariance for most.
+    solve: one layer's solution.
     remember: keep the posterior as the prior of the next batch.
     optimise: the value engine (values.optimiser).
     spread: the residual of a layer is R / left, R / sqrt(left) or all of R,
@@ -61,8 +104,7 @@ def least_squares(
     plain_weight: weight of the plain prompt in a key; the other contexts share
       the rest (1/2 in all published code of the MEMIT family). None weighs all
       alike.
-    mixed_keys: scale each residual so that the plain prompt's key, not the
-      mean, is what the fact's own update gives all of it (ROME as published).
+    notes: names of what `solve` reports, a number a layer.
 
   Returns:
     optax transformation: update(batch, state, params) gives
@@ -70,32 +112,35 @@ def least_squares(
   """
 
   def init(params):
-    layers = root.shape[0]
     kernel = params['site']['mlp']['down']['kernel']
-    if root.shape[:2] != kernel.shape[:2]:
+    shape = jax.tree.leaves(prior)[0].shape[:2]
+    if shape != kernel.shape[:2]:
       raise ValueError(
-        f'the prior is for keys {root.shape[:2]}, the site has '
-        f'{kernel.shape[:2]}: make the second moments of these layers'
+        f'the prior is for keys {shape}, the site has {kernel.shape[:2]}: make '
+        'the second moments of these layers'
       )
-    zero = jnp.zeros((), jnp.int32)
-    report = EditReport(zero, zero, zero, jnp.zeros(()), jnp.zeros(layers))
-    engine = optimise.init(params)
-    return EditState(jnp.asarray(root, jnp.float32), zero, engine, report)
+    zero, layers = jnp.zeros((), jnp.int32), len(kernel)
+    start = jax.tree.map(jnp.asarray, prior)
+    state = EditState(start, zero, optimise.init(params), None)
+    none = jnp.zeros(layers)
+    report = EditReport(
+      zero, zero, zero, jnp.zeros(()), none, dict.fromkeys(notes, none)
+    )
+    return state._replace(report=report)
 
   def update(batch: EditBatch, state: EditState, params: Params):
     rows = enter(model, params, batch)
     targets = optimise.run(params, rows, batch, state.engine)
-    delta, posterior, residual = _walk(
+    delta, posterior, residual, said = _walk(
       model,
-      params['site'],
+      params,
       rows,
       batch,
       targets,
-      state.root,
-      noise(batch.valid.sum()) if callable(noise) else noise,
+      state.prior,
+      solve,
       _DIVISOR[spread],
       plain_weight,
-      mixed_keys,
     )
     facts = batch.valid.sum()
     report = EditReport(
@@ -104,9 +149,10 @@ def least_squares(
       targets.steps.sum(),
       jnp.sum(targets.loss * batch.valid) / jnp.maximum(facts, 1),
       residual,
+      said,
     )
     new = state._replace(
-      root=posterior if remember else state.root,
+      prior=posterior if remember else state.prior,
       count=state.count + facts,
       report=report,
     )
@@ -116,13 +162,13 @@ def least_squares(
 
 
 def _walk(
-  model, site, rows, batch, targets, roots, noise, divisor, plain_weight, mixed
+  model, params, rows, batch, targets, prior, solve, divisor, plain_weight
 ):
-  """Edits layer after layer; returns (dW [E, F, D], roots, residuals [E])."""
-  wide = batch.head.shape[-1]
+  """Layer after layer: (dW [E, F, D], posterior, residuals [E], notes)."""
+  site, wide = params['site'], batch.head.shape[-1]
   count, per = batch.tail.shape[:2]
   contexts = per - 1
-  layers = roots.shape[0]
+  layers = site['mlp']['down']['kernel'].shape[0]
   heads, plains = batch.budget[0] + count * contexts, batch.budget[2]
   to_lookup = slice(0, wide + 1)
   x, walk = crop(rows, batch, slice(0, contexts), to_lookup, heads)
@@ -134,48 +180,68 @@ def _walk(
   other = (1 - plain_weight) / max(contexts - 1, 1)
   share = jnp.full(contexts, other).at[0].set(plain_weight)
   share = share / share.sum()
-  noises = jnp.where(batch.valid, noise, 1.0)
+  held_x, held = None, None
+  if batch.validation is not None:
+    held_x, held = enter_held(model, params, batch.validation)
 
   def block(layer, x, at, past=None):
     attend = transformer.attention(at, x.shape[0], past)
     return model.address(layer, x, at.positions, attend)
 
-  def rest(first, x):
-    """The plain rows' value at the last site layer, from layer `first` on."""
+  def rest(first, x, at):
+    """(x after the site, after its last attention) from layer `first` on."""
 
     def body(i, xs):
       layer = jax.tree.map(lambda a: a[i], site)
-      mid, key, _ = block(layer, xs[0], plain)
+      mid, key, _ = block(layer, xs[0], at)
       return model.value(layer, mid, key), mid
 
-    x, mid = jax.lax.fori_loop(first, layers, body, (x, x))
+    return jax.lax.fori_loop(first, layers, body, (x, x))
+
+  def current(index, x):
+    """The plain rows' value, with x at the entrance of layer `index`."""
+    grid = transformer.to_grid(x, walk)
+    x = transformer.from_grid(grid[::contexts], plain)
+    x, mid = rest(index, x, plain)
     value = x if targets.point == 'block' else x - mid
-    return transformer.take(value, plain_lookup)
+    return transformer.take(value, plain_lookup).astype(jnp.float32)
+
+  def validator(layer, index, x):
+    """dW -> (rows behind the layer changed by it, their Score)."""
+    mid, key, _ = block(layer, x, held.at)
+    out = model.value(layer, mid, key)
+    behind = lambda delta: out + (key @ delta).astype(out.dtype)
+    return behind, lambda delta: score(
+      model, params, rest(index + 1, behind(delta), held.at)[0], held
+    )
 
   def step(carry, xs):
-    x, before = carry
-    layer, root, index = xs
-    grid = transformer.to_grid(x, walk)
-    start = transformer.from_grid(grid[::contexts], plain)
-    wrong = targets.value - rest(index, start).astype(jnp.float32)
-    wrong = wrong / divisor((layers - index).astype(jnp.float32))
+    x, before, held_x = carry
+    layer, prior, index = xs
+    missing = targets.value - current(index, x)
+    wrong = missing / divisor((layers - index).astype(jnp.float32))
     before_mid, before_key, kv = block(layer, before, rows.prefix_at)
     past = transformer.as_past(kv, rows.prefix_at)
     past = jax.tree.map(lambda a: a[:contexts], past)
     mid, key, _ = block(layer, x, walk, past)
     every = transformer.take(key, lookup).astype(jnp.float32)
     keys = jnp.einsum('bcf,c->bf', every, share)
-    if mixed:
-      mean, plain_key = keys @ root, every[:, 0] @ root
-      ratio = jnp.sum(mean * mean, -1) / jnp.sum(mean * plain_key, -1)
-      wrong *= jnp.where(batch.valid, ratio, 0.0)[:, None]
-    delta, root = condition(root, keys, wrong, noises)
+    behind, scored = None, None
+    if held is not None:
+      behind, scored = validator(layer, index, held_x)
+    distance = jnp.linalg.norm(missing, axis=-1)
+    asked = Asked(
+      keys, every[:, 0], wrong, distance, batch.valid, index, scored
+    )  # fmt: skip
+    delta, prior, notes = solve(prior, asked)
     layer = apply_updates(layer, {'mlp': {'down': {'kernel': delta}}})
     missed = jnp.linalg.norm(wrong - keys @ delta)
     residual = missed / jnp.maximum(jnp.linalg.norm(wrong), 1e-30)
     before = model.value(layer, before_mid, before_key)
-    return (model.value(layer, mid, key), before), (delta, root, residual)
+    held_x = behind(delta) if behind else None
+    carry = model.value(layer, mid, key), before, held_x
+    return carry, (delta, prior, residual, notes)
 
-  xs = (site, roots, jnp.arange(layers))
-  _, out = jax.lax.scan(step, (x, rows.prefix), xs)
+  xs = (site, prior, jnp.arange(layers))
+  _, out = jax.lax.scan(step, (x, rows.prefix, held_x), xs)
   return out

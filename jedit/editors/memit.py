@@ -8,7 +8,7 @@ batches' K' K stay in the normal equations.
 """
 
 from jedit import condition, values
-from jedit.editors.least_squares import least_squares
+from jedit.editors.least_squares import gaussian, least_squares
 from jedit.models.transformer import Model
 from jedit.types import Editor, SecondMoment
 
@@ -33,7 +33,7 @@ def memit(
   return least_squares(
     model,
     condition.ridge_prior(moment, weight),
-    noise=1.0,
+    gaussian(1.0),
     remember=remember,
     optimise=optimise or values.optimiser(model),
   )

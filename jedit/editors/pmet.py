@@ -8,7 +8,7 @@ optimised together, and only the MLP's becomes a value to write.
 """
 
 from jedit import condition, values
-from jedit.editors.least_squares import least_squares
+from jedit.editors.least_squares import gaussian, least_squares
 from jedit.models.transformer import Model
 from jedit.types import Editor, SecondMoment
 
@@ -40,7 +40,7 @@ def pmet(
   return least_squares(
     model,
     condition.ridge_prior(moment, weight),
-    noise=1.0,
+    gaussian(1.0),
     remember=False,
     optimise=optimise or values.optimiser(model, **ENGINE),
     spread='sqrt',

@@ -13,8 +13,10 @@ their keys must be linearly independent: not two of the same subject with the
 same words before it.
 """
 
+import jax.numpy as jnp
+
 from jedit import condition, values
-from jedit.editors.least_squares import least_squares
+from jedit.editors.least_squares import gaussian, least_squares
 from jedit.models.transformer import Model
 from jedit.types import Editor, SecondMoment
 
@@ -37,12 +39,20 @@ def rome(
       (dW = C^-1 k r' / (k_plain' C^-1 k)); in a batch, each fact by itself.
     optimise: the value engine; values.optimiser(model, **ENGINE) by default.
   """
+  consistent = gaussian(0.0)
+
+  def mixed(root, asked):
+    mean, plain = asked.keys @ root, asked.plain_keys @ root
+    ratio = jnp.sum(mean * mean, -1) / jnp.sum(mean * plain, -1)
+    ratio = jnp.where(asked.valid, ratio, 0.0)[:, None]
+    asked = asked._replace(residuals=ratio * asked.residuals)
+    return consistent(root, asked)
+
   return least_squares(
     model,
     condition.ridge_prior(moment, 1.0),
-    noise=0.0,
+    mixed if mixed_keys else consistent,
     remember=False,
     optimise=optimise or values.optimiser(model, **ENGINE),
     plain_weight=None,
-    mixed_keys=mixed_keys,
   )

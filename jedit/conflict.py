@@ -1,0 +1,159 @@
+"""The parts of AlphaEdit+: what contradicts what, and what is done about it.
+
+Conflict between keys (eq. 3), the search for directions of the spectrum that
+the null space gives back (section 3.2, stage 1), the requests whose residuals
+are smoothed (appendix A.3) and by how much (stage 2).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def conflict(
+  keys: Float[Array, 'A F'], others: Float[Array, 'B F']
+) -> Float[Array, 'A']:
+  """s(k, K) = max over k' in K of |cos(k, k')|, in [0, 1]; zero keys give 0."""
+  unit = lambda x: (
+    x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
+  )
+  product = jnp.matmul(unit(keys), unit(others).T, precision=_HIGHEST)
+  return jnp.abs(product).max(axis=1, initial=0.0)
+
+
+class Span(NamedTuple):
+  """The first `width` eigenvectors, and the objective they reach."""
+
+  width: jax.Array
+  objective: jax.Array
+
+
+def widen(
+  rows: Float[Array, 'N F'],
+  goals: Float[Array, 'N D'],
+  width: jax.Array,
+  ridge: float,
+  gain: float,
+  group: int,
+) -> Span:
+  """Greedy search along the spectrum for a larger span of dW.
+
+  With dW in the span of the first m eigenvectors (smallest eigenvalues first)
+  the least of |A dW - R|^2 + ridge |dW|^2 is tr(R' S^-1 R), where
+
+      S = I + Z_m Z_m' / ridge,    Z = A U.
+
+  A group of vectors more is a rank-`group` update of S^-1 [N, N]; groups are
+  taken as long as each lowers the objective by a share of more than `gain`.
+
+  Args:
+    rows: Z, observed keys in the eigenbasis, ascending; zero rows are inert.
+    goals: R, zero for prior keys.
+    width: m at the start, the null space.
+    ridge: the regulariser.
+    gain: least share by which a group lowers the objective.
+    group: vectors a step.
+  """
+  count, size = rows.shape
+  mm = lambda a, b: jnp.matmul(a, b, precision=_HIGHEST)
+  first = rows * (jnp.arange(size) < width)
+  start = jnp.eye(count) + mm(first, first.T) / ridge
+  inverse = jax.scipy.linalg.cho_solve(
+    (jnp.linalg.cholesky(start), True), jnp.eye(count)
+  )
+
+  def more(carry):
+    return carry['go'] & (carry['width'] + group <= size)
+
+  def step(carry):
+    z = jax.lax.dynamic_slice(rows, (0, carry['width']), (count, group))
+    u = mm(carry['inverse'], z)
+    core = ridge * jnp.eye(group) + mm(z.T, u)
+    y = mm(u.T, goals)
+    less = jnp.sum(y * jnp.linalg.solve(core, y))
+    take = less > gain * carry['objective']
+    smaller = carry['inverse'] - mm(u, jnp.linalg.solve(core, u.T))
+    return {
+      'go': take,
+      'width': carry['width'] + group * take,
+      'objective': carry['objective'] - less * take,
+      'inverse': jnp.where(take, smaller, carry['inverse']),
+    }
+
+  end = jax.lax.while_loop(
+    more,
+    step,
+    {
+      'go': jnp.array(True),
+      'width': jnp.asarray(width, jnp.int32),
+      'objective': jnp.sum(goals * mm(inverse, goals)),
+      'inverse': inverse,
+    },
+  )
+  return Span(end['width'], end['objective'])
+
+
+def furthest(
+  distance: Float[Array, 'B'], valid: Bool[Array, 'B'], tau: float, top: float
+) -> Bool[Array, 'B']:
+  """Requests further than tau from their targets, or, if 0, the `top` share."""
+  distance = jnp.where(valid, distance, -1.0)
+  if tau:
+    return distance > tau
+  count = jnp.round(top * valid.sum()).astype(int)
+  limit = jnp.sort(distance)[::-1][jnp.maximum(count - 1, 0)]
+  return valid & (count > 0) & (distance >= limit)
+
+
+def pick_smoothing(
+  score: Callable[[jax.Array], jax.Array],
+  steps: int,
+  tolerance: float,
+  any_hard: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Walks t = 0, 1, .. T over the scores of beta(t) = (T - t) / 2T.
+
+  Args:
+    score: of the change smoothed by a share beta.
+    steps: T.
+    tolerance: ends the walk when the score moves by no more; 0 never does.
+    any_hard: whether there is anything to smooth.
+
+  Returns:
+    (t of the best score met, of equals the least; candidates tried): (T, 0) if
+    there is nothing to smooth.
+  """
+
+  def more(c):
+    moved = jnp.abs(c['score'] - c['last']) > tolerance
+    return (c['t'] <= steps) & (moved | (tolerance == 0) | (c['t'] < 2))
+
+  def step(c):
+    now = score((steps - c['t']) / (2 * steps))
+    better = now > c['best']
+    return {
+      't': c['t'] + 1,
+      'last': c['score'],
+      'score': now,
+      'best': jnp.where(better, now, c['best']),
+      'chosen': jnp.where(better, c['t'], c['chosen']),
+    }
+
+  low = jnp.array(-1.0)
+  end = jax.lax.while_loop(
+    more,
+    step,
+    {
+      't': jnp.where(any_hard, 0, steps + 1),
+      'last': low,
+      'score': low,
+      'best': low,
+      'chosen': jnp.array(steps),
+    },
+  )
+  return end['chosen'], jnp.where(any_hard, end['t'], 0)
