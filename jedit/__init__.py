@@ -1,6 +1,6 @@
 """Edit facts inside language models: pure functions over parameter pytrees."""
 
-from jedit.editors import alphaedit, emmet, memit, rome
+from jedit.editors import alphaedit, emmet, memit, rome, ultraedit
 from jedit.models.load import load, save
 from jedit.models.transformer import join, split
 from jedit.prompts import edit_batches
@@ -20,4 +20,5 @@ __all__ = [
   'rome',
   'save',
   'split',
+  'ultraedit',
 ]

@@ -13,8 +13,8 @@ jaxtyping.install_import_hook(
   [
     f'jedit.{name}'
     for name in (
-      'condition', 'editors', 'generate', 'models', 'prompts', 'requests',
-      'rows', 'sequence', 'stats', 'tokens', 'updates', 'values',
+      'condition', 'editors', 'generate', 'gradients', 'models', 'prompts',
+      'requests', 'rows', 'sequence', 'stats', 'tokens', 'updates', 'values',
     )
   ],
   'beartype.beartype',
