@@ -103,6 +103,8 @@ def get_config(
       'corpus_tokens': 100_000,  # 0: all
       'corpus_window': 256,
       'self_text_start': '',  # '' is the BOS or EOS token
+      # mend: the folder that launch.train_mend wrote.
+      'network': '',
       # The run.
       'checkpoint_every': 1,  # batches
       'curve_every': 0,  # batches between two scores on the way; 0: none

@@ -1,6 +1,6 @@
 """Edit facts inside language models: pure functions over parameter pytrees."""
 
-from jedit.editors import alphaedit, emmet, memit, rome, ultraedit
+from jedit.editors import alphaedit, emmet, memit, mend, rome, ultraedit
 from jedit.models.load import load, save
 from jedit.models.transformer import join, split
 from jedit.prompts import edit_batches
@@ -17,6 +17,7 @@ __all__ = [
   'join',
   'load',
   'memit',
+  'mend',
   'rome',
   'save',
   'split',

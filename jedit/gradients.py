@@ -15,8 +15,24 @@ from jaxtyping import Array, Bool, Float
 
 from jedit.models import transformer
 from jedit.models.transformer import Model, take
-from jedit.rows import enter, plain
+from jedit.rows import Rows, enter, plain
 from jedit.types import EditBatch, Params
+
+
+class Targets(NamedTuple):
+  """The tokens of packed plain rows after which a target's token is wanted.
+
+  Attributes:
+    token: int32 [Q], packed index; past the end if unused.
+    label: int32 [Q], the token wanted.
+    request: int32 [Q], index in the batch; B if unused.
+    length: int32 [B], target tokens of each request.
+  """
+
+  token: jax.Array
+  label: jax.Array
+  request: jax.Array
+  length: jax.Array
 
 
 class Factors(NamedTuple):
@@ -25,7 +41,7 @@ class Factors(NamedTuple):
   Attributes:
     key: float32 [E, M, F], inputs of the down-projection; zero if unused.
     grad: float32 [E, M, D], of the loss at its output; zero if unused.
-    real: bool [M], rows that hold a token.
+    real: bool [#E, M], rows that hold a token.
     loss: float32 [].
   """
 
@@ -36,11 +52,47 @@ class Factors(NamedTuple):
 
 
 class Normaliser(NamedTuple):
-  """Mean and sum of squared deviations of each feature, [E, K], and tokens."""
+  """Mean and sum of squared deviations a feature, [E, K]; tokens seen, [E]."""
 
   mean: jax.Array
   square: jax.Array
   count: jax.Array
+
+
+def _targets(rows: Rows, batch: EditBatch) -> Targets:
+  """Of a batch of plain rows, on the grid [B, P + S]."""
+  label = jnp.pad(
+    batch.label[:, 0], ((0, 0), (batch.head.shape[-1], 0)), constant_values=-1
+  )
+  slot = jnp.nonzero(
+    label.ravel() >= 0, size=batch.budget[3], fill_value=label.size
+  )[0]
+  token = rows.at.token.ravel()
+  return Targets(
+    token.at[slot].get(mode='fill', fill_value=rows.x.shape[0]),
+    take(label.ravel(), slot),
+    slot // label.shape[1],
+    (label >= 0).sum(1),
+  )
+
+
+def logits(
+  model: Model, params: Params, batch: EditBatch
+) -> tuple[jax.Array, Targets]:
+  """float32 [Q, V] where a token of a target is wanted after a plain prompt."""
+  batch = plain(batch)
+  rows = enter(model, params, batch)
+  at = _targets(rows, batch)
+  x, _ = transformer.run(model, params['site'], rows.x, rows.at)
+  x, _ = transformer.run(model, params['above'], x, rows.at)
+  return model.logits(params, take(x, at.token)), at
+
+
+def mean_nll(scores: jax.Array, at: Targets, weight: jax.Array) -> jax.Array:
+  """-log p of the targets' tokens, those of a request weighed by [B] or []."""
+  nll = optax.softmax_cross_entropy_with_integer_labels(scores, at.label)
+  weight = jnp.broadcast_to(weight, at.length.shape)
+  return jnp.sum(nll * take(weight, at.request))
 
 
 def factors(
@@ -63,19 +115,9 @@ def factors(
   batch = plain(batch)
   rows = enter(model, params, batch)
   size = rows.x.shape[0]
-  label = jnp.pad(
-    batch.label[:, 0], ((0, 0), (batch.head.shape[-1], 0)), constant_values=-1
-  )
-  weight = jnp.broadcast_to(
-    share((label >= 0).sum(1))[..., None], label.shape
-  ).ravel()
-  slot = jnp.nonzero(
-    label.ravel() >= 0, size=batch.budget[3], fill_value=label.size
-  )[0]
-  token = rows.at.token.ravel()
-  token = token.at[slot].get(mode='fill', fill_value=size)
-  kept = token if targets_alone else jnp.arange(size)
-  real = (slot if targets_alone else rows.at.slot) < label.size
+  at = _targets(rows, batch)
+  kept = at.token if targets_alone else jnp.arange(size)
+  real = kept < (size if targets_alone else rows.mask.sum())
 
   def value(layer, mid, key):
     out = model.value(layer, mid, key)
@@ -91,20 +133,18 @@ def factors(
       keep=lambda trace: take(trace.key, kept).astype(jnp.float32),
     )
     x, _ = transformer.run(model, params['above'], x, rows.at)
-    nll = optax.softmax_cross_entropy_with_integer_labels(
-      model.logits(params, take(x, token)), take(label.ravel(), slot)
-    )
-    return jnp.sum(nll * take(weight, slot)), keys
+    scores = model.logits(params, take(x, at.token))
+    return mean_nll(scores, at, share(at.length)), keys
 
   layers, _, width = params['site']['mlp']['down']['kernel'].shape
   zero = jnp.zeros((layers, kept.size, width))
-  (mean, key), grad = jax.value_and_grad(loss, has_aux=True)(zero)
+  (total, key), grad = jax.value_and_grad(loss, has_aux=True)(zero)
   mask = lambda a: jnp.where(real[:, None], a, 0)
-  return Factors(mask(key), mask(grad), real, mean)
+  return Factors(mask(key), mask(grad), real[None], total)
 
 
 def merge(
-  old: Normaliser, x: Float[Array, 'E M K'], real: Bool[Array, 'M']
+  old: Normaliser, x: Float[Array, 'E M K'], real: Bool[Array, '#E M']
 ) -> Normaliser:
   """The Normaliser of all that was seen before and of the real rows of x.
 
@@ -112,23 +152,30 @@ def merge(
 
       m + (m' - m) n' / (n + n')      S + S' + (m' - m)^2 n n' / (n + n')
   """
-  new = real.sum()
-  total = jnp.maximum(old.count + new, 1)
-  mask = real[:, None]
-  mean = jnp.sum(x, axis=1, where=mask) / jnp.maximum(new, 1)
+  new = jnp.broadcast_to(real.sum(1), old.count.shape)
+  mask, n = real[..., None], old.count[:, None]
+  more = new[:, None] / jnp.maximum(old.count + new, 1)[:, None]
+  mean = jnp.sum(x, axis=1, where=mask) / jnp.maximum(new, 1)[:, None]
   square = jnp.sum((x - mean[:, None]) ** 2, axis=1, where=mask)
-  apart = jnp.where(new > 0, mean - old.mean, 0)
+  apart = mean - old.mean
   return Normaliser(
-    old.mean + apart * new / total,
-    old.square + square + apart**2 * old.count * new / total,
+    old.mean + apart * more,
+    old.square + square + apart**2 * n * more,
     old.count + new,
   )
 
 
 def normalise(seen: Normaliser, x: Float[Array, 'E M K']) -> jax.Array:
   """x less its mean, over its deviation; 0 where a feature never varied."""
-  deviation = jnp.sqrt(seen.square / jnp.maximum(seen.count - 1, 1))[:, None]
+  variance = seen.square / jnp.maximum(seen.count - 1, 1)[:, None]
+  deviation = jnp.sqrt(variance)[:, None]
   zero = deviation == 0
   return jnp.where(
     zero, 0, (x - seen.mean[:, None]) / jnp.where(zero, 1, deviation)
   )
+
+
+def nothing_seen(layers: int, features: int) -> Normaliser:
+  """The Normaliser before any token."""
+  zero = jnp.zeros((layers, features))
+  return Normaliser(zero, zero, jnp.zeros(layers, jnp.int32))

@@ -10,7 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from jedit import alphaedit, emmet, memit, rome, ultraedit, values
+from jedit import (
+  alphaedit,
+  emmet,
+  hypernetwork,
+  memit,
+  mend,
+  rome,
+  ultraedit,
+  values,
+)
 from jedit.models import transformer
 from jedit.rows import enter
 from jedit.sequence import edit_sequence
@@ -29,11 +38,19 @@ EDITORS = {
   'rome': rome,
 }
 # name -> editor(model), of gradients: no second moments, no values.
-GRADIENT = {'ultraedit': functools.partial(ultraedit, lr=0.1)}
+GRADIENT = {
+  'ultraedit': functools.partial(ultraedit, lr=0.1),
+  'mend': lambda model: mend(model, network()),
+}
 _REMEMBER = 'memit with history', 'alphaedit'
 _BATCHES = 3
 every = pytest.mark.parametrize('name', EDITORS)
 gradient_too = pytest.mark.parametrize('name', [*EDITORS, *GRADIENT])
+
+
+def network():
+  """MEND's, untrained, for the site of the tiny model."""
+  return hypernetwork.init(jax.random.key(0), (3, 64, 32), rank=8)
 
 
 @functools.cache

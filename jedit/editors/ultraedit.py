@@ -51,9 +51,9 @@ def ultraedit(model: Model, *, lr: float = 1e-6) -> Editor:
   def init(params):
     layers, wide, width = params['site']['mlp']['down']['kernel'].shape
     zero, none = jnp.zeros((), jnp.int32), jnp.zeros(())
-    start = jnp.zeros((layers, wide + width))
     report = EditReport(zero, zero, zero, none, jnp.zeros(0))
-    return UltraEditState(Normaliser(start, start, zero), zero, report)
+    seen = gradients.nothing_seen(layers, wide + width)
+    return UltraEditState(seen, zero, report)
 
   def update(batch, state, params):
     each = lambda tokens: 1 / jnp.maximum(tokens.sum(), 1)
@@ -64,8 +64,8 @@ def ultraedit(model: Model, *, lr: float = 1e-6) -> Editor:
       gradients.normalise(seen, both), [h.shape[-1]], axis=-1
     )
     v = -lr * jnp.sum(h_hat**2, axis=-1, keepdims=True) * g_hat
-    v = jnp.where(real[:, None], v, 0)
-    gram = jnp.matmul(h, h.mT, precision=_HIGHEST) + jnp.eye(real.size)
+    v = jnp.where(real[..., None], v, 0)
+    gram = jnp.matmul(h, h.mT, precision=_HIGHEST) + jnp.eye(real.shape[1])
     solve = functools.partial(jax.scipy.linalg.solve, assume_a='pos')
     out = jax.vmap(solve)(gram, v)
     delta = jnp.matmul(h.mT, out, precision=_HIGHEST)
