@@ -93,6 +93,7 @@ def get_config(
       'batch_size': 100,
       'order': 'given',  # given, shuffled
       'rendering': 'raw',  # raw, qa, chat
+      'lookup': 'subject',  # subject, last: whose last token is edited
       'on_bad_request': 'error',  # error, skip
       'on_collision': 'error',  # error, last, merge
       'seed': 0,  # contexts, order, self-written text
@@ -102,6 +103,8 @@ def get_config(
       'corpus_tokens': 100_000,  # 0: all
       'corpus_window': 256,
       'self_text_start': '',  # '' is the BOS or EOS token
+      # mend: the folder that launch.train_mend wrote.
+      'network': '',
       # The run.
       'checkpoint_every': 1,  # batches
       'curve_every': 0,  # batches between two scores on the way; 0: none

@@ -34,6 +34,7 @@ def get_config(method='alphaedit'):
       'memit': {'weight': 1000.0},
       'rome': {'batch_size': 1, 'layers': (5, 5)},
       'emmet': {'layers': (5, 5)},
+      'mend': {'layers': (26, 28)},
     },
     batch_size=20,
     num_edits=40,

@@ -7,8 +7,10 @@ from jedit.editors import (
   blue,
   emmet,
   memit,
+  mend,
   pmet,
   rome,
+  ultraedit,
 )
 from jedit.models.load import load, save
 from jedit.models.transformer import join, split
@@ -29,8 +31,10 @@ __all__ = [
   'join',
   'load',
   'memit',
+  'mend',
   'pmet',
   'rome',
   'save',
   'split',
+  'ultraedit',
 ]

@@ -38,89 +38,95 @@ def _place(text: str, request: Request) -> int:
   return text.rfind(request.subject)  # a chat template has changed the prompt
 
 
-def _prompt(
-  tokenizer: Any,
-  text: str,
-  subject: str,
-  start: int,
-  after_context: bool,
-  bos: list[int],
-  id: str,
-) -> tuple[list[int], int]:
-  """Ids of a prompt, after a context or alone, and the subject's last one."""
-  if not after_context:
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, spans = out.input_ids, np.asarray(out.offset_mapping).reshape(-1, 2)
-    before, shift = bos, 0
-    if ids[: len(bos)] == bos:  # the chat template wrote it already
-      before = []
-  else:
+def _encode(tokenizer, text: str, after_context: bool, bos: list[int]):
+  """Ids of a prompt, after a context or alone, and their spans of it [n, 2]."""
+  if after_context:
     ids, spans = continuation(tokenizer, '. ' + text)
-    before, shift = [], 2
-  inside = spans[:, 0] < start + shift + len(subject)
-  inside &= spans[:, 1] > start + shift
+    return ids, spans - 2
+  out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+  ids, spans = out.input_ids, np.asarray(out.offset_mapping).reshape(-1, 2)
+  if ids[: len(bos)] == bos:  # the chat template wrote it already
+    return ids, spans
+  return bos + ids, np.concatenate([np.zeros((len(bos), 2), int), spans])
+
+
+def _subject(tokenizer, text: str, ids, spans, start: int, request) -> int:
+  """The subject's last token, where the subject starts at `start` of a text."""
+  subject = request.subject
+  inside = spans[:, 0] < start + len(subject)
+  inside &= spans[:, 1] > start
   inside &= spans[:, 1] > spans[:, 0]
   if start < 0 or not inside.any():
     raise JeditError(
-      f'record {id}: subject "{subject}" has no token in "{text}"'
+      f'record {request.id}: subject "{subject}" has no token in "{text}"'
     )
   where = np.flatnonzero(inside)
   seen = tokenizer.decode(ids[where[0] : where[-1] + 1])
   if subject.split()[-1] not in seen:
     raise JeditError(
-      f'record {id}: the tokens of subject "{subject}" read "{seen}"'
+      f'record {request.id}: the tokens of subject "{subject}" read "{seen}"'
     )
-  return [*before, *ids], len(before) + int(where[-1])
+  return int(where[-1])
 
 
-def _rows(tokenizer, request, contexts, rendering, bos, room):
+def _rows(tokenizer, request, contexts, rendering, bos, room, lookup):
   """(ids, lookup, target) of each row of a request, without its context.
 
   No row may have more than `room` tokens; None is no limit.
   """
+  if lookup != 'last' and request.subject is None:
+    raise JeditError(
+      f"record {request.id}: no subject; add one, or set lookup='last'"
+    )
   target = target_ids(tokenizer, request.target, rendering)
   if not target:
     raise JeditError(f'record {request.id}: the target has no token')
+
+  def encode(text, start, after_context=False):
+    ids, spans = _encode(tokenizer, text, after_context, bos)
+    if not ids:
+      raise JeditError(f'record {request.id}: the prompt has no token')
+    if lookup == 'last':
+      return ids, len(ids) - 1
+    return ids, _subject(tokenizer, text, ids, spans, start, request)
+
   text = render(tokenizer, request.text, rendering)
-  start = _place(text, request)
+  start = -1 if request.subject is None else _place(text, request)
 
   def row(after_context):
-    ids, lookup = _prompt(
-      tokenizer, text, request.subject, start, after_context, bos, request.id
-    )
+    ids, at = encode(text, start, after_context)
     ids = ids + target[:-1]
     if room is not None and len(ids) > room:
       raise JeditError(
         f'record {request.id}: prompt and target have {len(ids)} tokens; the '
         f'model takes {room} after a context: shorten or remove it'
       )
-    return ids, lookup, target
+    return ids, at, target
 
-  about = f'{request.subject} is a'
-  ids, lookup = _prompt(
-    tokenizer, about, request.subject, 0, False, bos, request.id
-  )
-  kl = ids[: lookup + 1], lookup, []
-  return [row(False), *[row(True)] * contexts, kl]
+  rows = [row(False), *[row(True)] * contexts]
+  if request.subject is None:
+    return [*rows, ([], 0, [])]
+  ids, at = encode(f'{request.subject} is a', 0)
+  return [*rows, (ids[: at + 1], at, [])]
 
 
 def usable(
-  tokenizer: Any, requests: Sequence[Request], rendering: str, room: int
+  tokenizer: Any,
+  requests: Sequence[Request],
+  rendering: str,
+  room: int,
+  lookup: str = 'subject',
 ) -> tuple[list[Request], list[str]]:
   """The requests that tokens can be made of, and why the others cannot.
 
-  Args:
-    tokenizer: a fast Hugging Face tokenizer.
-    requests: to look at.
-    rendering: raw, qa or chat.
-    room: tokens the model takes after a context.
+  Args are those of edit_batches; `room` is for the tokens after a context.
   """
   bos = start_ids(tokenizer)
   render(tokenizer, '', rendering)  # an error here is no record's fault
   good, reasons = [], []
   for request in requests:
     try:
-      _rows(tokenizer, request, 1, rendering, bos, room)
+      _rows(tokenizer, request, 1, rendering, bos, room, lookup)
       good.append(request)
     except JeditError as e:
       reasons.append(str(e))
@@ -139,6 +145,7 @@ def edit_batches(
   batch_size: int,
   rendering: str = 'raw',
   max_length: int | None = None,
+  lookup: str = 'subject',
 ) -> EditBatch:
   """All batches of a stream as one stacked EditBatch [N, B, ...] (NumPy).
 
@@ -150,15 +157,23 @@ def edit_batches(
     batch_size: B; smaller batches are filled up with inert requests.
     rendering: raw, qa or chat.
     max_length: the model's context length in tokens.
+    lookup: the token whose value is edited, the last one of the subject or of
+      the prompt; with 'last' records need no subject. The KL row "SUBJECT is a"
+      ends at its own lookup token; without a subject it is empty, so that
+      nothing is held: the prompt itself would hold the very answer.
 
   Raises:
     JeditError: naming the record whose subject or target has no token, or that
       is too long.
   """
+  if lookup not in ('subject', 'last'):
+    raise JeditError(f'lookup={lookup!r}: choose subject or last')
   bos = start_ids(tokenizer)
   prefixes = [[], *([*bos, *c] for c in contexts), []]
   room = max_length and max_length - max(map(len, prefixes))
-  make = lambda r: _rows(tokenizer, r, len(contexts), rendering, bos, room)
+  make = lambda r: _rows(
+    tokenizer, r, len(contexts), rendering, bos, room, lookup
+  )
   rows = [[make(r) for r in batch] for batch in batches]
   flat = [row for batch in rows for request in batch for row in request]
   shape = len(batches), batch_size, len(contexts) + 2
@@ -191,17 +206,8 @@ def edit_batches(
     round_up(most(label >= 0), 32),
   )
   every = lambda a: np.broadcast_to(a, (len(batches), *a.shape))
-  return EditBatch(
-    every(prefix),
-    every(prefix_len),
-    head,
-    head_len,
-    tail,
-    tail_len,
-    label,
-    valid,
-    budget,
-  )
+  rest = head, head_len, tail, tail_len, label, valid, budget
+  return EditBatch(every(prefix), every(prefix_len), *rest)
 
 
 def questions(

@@ -1,8 +1,9 @@
 """Facts to edit, as strings: read, checked, ordered, cut into batches.
 
 The only module besides prompts.py that sees text. Published layouts are told
-apart by their keys: CounterFact, zsRE (MEND's), and jedit's own lines, which
-need nothing but prompt, subject and target.
+apart by their keys: CounterFact, zsRE (MEND's), question and answer (UnKE,
+EditEverything), and jedit's own lines, which need nothing but prompt, target
+and, where it is looked up, subject.
 """
 
 import collections
@@ -21,8 +22,9 @@ class Request:
 
   Attributes:
     id: the record's case_id, or its line.
-    prompt: text with one `{}` for the subject, ending where the target starts.
-    subject: whose fact it is.
+    prompt: text with one `{}` for the subject, ending where the target starts;
+      the text itself where there is no subject.
+    subject: whose fact it is, or None.
     target: what the model shall say.
     old_target: what it says now (the probability comparison needs it).
     relation: name of the relation, or None.
@@ -33,7 +35,7 @@ class Request:
 
   id: str
   prompt: str
-  subject: str
+  subject: str | None
   target: str
   old_target: str | None = None
   relation: str | None = None
@@ -43,11 +45,13 @@ class Request:
 
   @property
   def text(self) -> str:
-    return self.prompt.replace('{}', self.subject, 1)
+    return self.prompt.replace('{}', self.subject or '', 1)
 
   @property
   def fact(self) -> tuple[str, str]:
     """What two requests must share to be about the same thing."""
+    if self.subject is None:  # whatever the relation, another prompt is another
+      return self.prompt, self.prompt
     return self.subject, self.relation or self.prompt
 
 
@@ -71,7 +75,14 @@ def _strings(record: dict, key: str, where: str) -> tuple[str, ...]:
   return tuple(v.rstrip() for v in value)
 
 
-def _template(text: str, subject: str, where: str) -> str:
+def _template(text: str, subject: str | None, where: str) -> str:
+  if subject is None:
+    if '{}' in text:
+      raise JeditError(
+        f'{where}: the prompt has "{{}}" and the record no "subject"; add it, '
+        'or write the prompt out'
+      )
+    return text.rstrip()
   if text.count('{}') > 1:
     raise JeditError(
       f'{where}: the prompt has {text.count("{}")} "{{}}"; keep one'
@@ -90,7 +101,7 @@ def parse(record: object, where: str, id: str) -> Request:
   """Request of one record; JeditError names `where` and the field."""
   if not isinstance(record, dict):
     raise JeditError(
-      f'{where}: a record is a JSON object with prompt, subject and target'
+      f'{where}: a record is a JSON object with prompt and target'
     )
   id = str(record.get('case_id', record.get('id', id)))
   where = f'{where} (record {id})'
@@ -109,15 +120,19 @@ def parse(record: object, where: str, id: str) -> Request:
     inner = {**record, 'target': answers[0]}
     keys = 'src', 'subject', 'target', None, None
     probes = 'rephrase', None, None
+  elif 'question' in record:
+    inner = record
+    keys = 'question', 'subject', 'answer', None, None
+    probes = 'para_question', None, None
   else:
     inner = record
     keys = 'prompt', 'subject', 'target', 'old_target', 'relation'
     probes = 'paraphrases', 'neighbours', 'openings'
   prompt, subject, target, old, relation = keys
-  subject = _string(inner, subject, where).strip()
   optional = lambda key: (
     _string(inner, key, where).strip() if inner.get(key) is not None else None
   )
+  subject = optional(subject)
   lists = [
     () if key is None else _strings(record, key, where) for key in probes
   ]

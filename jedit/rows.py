@@ -31,6 +31,24 @@ class Rows(NamedTuple):
   positions: jax.Array
 
 
+def plain(batch: EditBatch) -> EditBatch:
+  """The batch's plain rows (row 0) alone, with room for them alone."""
+  count, per = batch.tail.shape[:2]
+  _, tails, plains, scored = batch.budget
+  tails = min(tails, count * batch.tail.shape[-1])
+  # Every row but the KL row scores the same target.
+  budget = plains, tails, plains, -(-scored // (per - 1))
+  first = lambda a: a[:, :1]
+  return EditBatch(
+    batch.prefix[:1, :1],
+    batch.prefix_len[:1],
+    *map(first, (batch.head, batch.head_len, batch.tail, batch.tail_len)),
+    first(batch.label),
+    batch.valid,
+    budget,
+  )
+
+
 def enter(model: Model, params: Params, batch: EditBatch) -> Rows:
   """Runs up to the site, once a batch: nothing there is ever edited."""
 

@@ -32,11 +32,12 @@ class JeditError(ValueError):
 class EditBatch:
   """Requests that are solved together, as arrays; [N, ...] when stacked.
 
-  Every row is cut at the lookup token (the subject's last token): `head` is
-  what comes before, `tail` starts with the lookup token. All rows but the last
-  put the request in a context and end with the target (row 0 has no context);
-  the last row is the KL prompt, whose tail is the lookup token alone. What row
-  r of every request starts with, its context, is kept once: `prefix`.
+  Every row is cut at the lookup token (the last one of the subject, or of the
+  prompt): `head` is what comes before, `tail` starts with the lookup token. All
+  rows but the last put the request in a context and end with the target (row 0
+  has no context); the last row is the KL prompt, whose tail is the lookup token
+  alone, or nothing for a request without subject. What row r of every request
+  starts with, its context, is kept once: `prefix`.
 
   Attributes:
     prefix: int32 [R, C], right-padded; empty for row 0 and the KL row.

@@ -101,7 +101,7 @@ def read_requests(config: ConfigDict, path, loaded: Loaded):
   if config.on_bad_request == 'skip':
     room = loaded.model.config.context_length - generate.CONTEXT_TOKENS
     asked, more = prompts.usable(
-      loaded.tokenizer, asked, config.rendering, room
+      loaded.tokenizer, asked, config.rendering, room, config.lookup
     )
     skipped += more
   asked = requests.select(asked, config.num_edits, config.order, config.seed)

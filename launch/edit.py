@@ -64,6 +64,7 @@ def run(config: ConfigDict, workdir: str = '') -> None:
     config.batch_size,
     config.rendering,
     model.config.context_length,
+    config.lookup,
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)

@@ -6,7 +6,7 @@ import optax
 from ml_collections import ConfigDict
 
 from configs import base
-from jedit import editors, updates, values
+from jedit import editors, hypernetwork, updates, values
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 
@@ -19,6 +19,13 @@ def build(config: ConfigDict, loaded: Loaded, moment):
   takes = inspect.signature(make).parameters
   if 'moment' in takes:
     arguments['moment'] = moment
+  if 'network' in takes:
+    if not config.network:
+      raise JeditError(
+        'config.network: name the folder of a network that launch.train_mend '
+        'has trained'
+      )
+    arguments['network'] = hypernetwork.load(config.network)
   if 'optimise' in takes:
     optimise = values.optimiser(loaded.model, **config.optimiser)
     arguments['optimise'] = optimise

@@ -13,8 +13,9 @@ jaxtyping.install_import_hook(
   [
     f'jedit.{name}'
     for name in (
-      'condition', 'editors', 'generate', 'models', 'prompts', 'requests',
-      'rows', 'sequence', 'stats', 'tokens', 'updates', 'values',
+      'condition', 'editors', 'generate', 'gradients', 'hypernetwork',
+      'models', 'prompts', 'requests', 'rows', 'sequence', 'stats', 'tokens',
+      'updates', 'values',
     )
   ],
   'beartype.beartype',

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jedit
-from jedit import values
+from jedit import hypernetwork, values
 from jedit.models import transformer
 from jedit.rows import enter
 from jedit.sequence import edit_sequence, report_of
@@ -43,10 +43,20 @@ EDITORS = {
   'adaedit': functools.partial(jedit.adaedit, weight=_WEIGHT, keep=0.5),
   'blue': _blue,
 }
+# name -> editor(model), of gradients: no second moments, no values.
+GRADIENT = {
+  'ultraedit': functools.partial(jedit.ultraedit, lr=0.1),
+  'mend': lambda model: jedit.mend(model, network()),
+}
 _REMEMBER = 'memit with history', 'alphaedit', 'blue'
 _OF_MLP = 'rome', 'rome mixed', 'pmet', 'adaedit'
 _BATCHES = 3
-every = pytest.mark.parametrize('name', EDITORS)
+every = pytest.mark.parametrize('name', [*EDITORS, *GRADIENT])
+
+
+def network():
+  """MEND's, untrained, for the site of the tiny model."""
+  return hypernetwork.init(jax.random.key(0), (3, 64, 32), rank=8)
 
 
 def engine(**settings):
@@ -107,7 +117,10 @@ def fixed(name):
 def make(name):
   """(editor, split params, its state, batches [N, B, ...])."""
   model, params = tiny.model()
-  editor = EDITORS[name](model, tiny.moment(), optimise=fixed(name))
+  if name in GRADIENT:
+    editor = GRADIENT[name](model)
+  else:
+    editor = EDITORS[name](model, tiny.moment(), optimise=fixed(name))
   params = tiny.split(params)
   return editor, params, editor.init(params), batches()
 
@@ -141,7 +154,7 @@ def test_init_without_arrays(name):
   chex.assert_trees_all_equal_shapes_and_dtypes(abstract, state)
 
 
-@every
+@pytest.mark.parametrize('name', EDITORS)
 def test_init_refuses_the_moments_of_other_layers(name):
   editor, _, _, _ = make(name)
   params = transformer.split(tiny.model()[1], 1, 2)

@@ -157,11 +157,13 @@ def test_an_edit_applies_and_undoes_to_the_bit(run, home, tmp_path):
 
 
 def test_what_a_record_lacks_is_null(run, tmp_path):
-  lines = [{'prompt': 'Oslo is in', 'subject': 'Oslo', 'target': 'Rome'}]
   facts = tmp_path / 'own.jsonl'
-  facts.write_text(json.dumps(lines[0]) + '\n')
+  facts.write_text('{"prompt": "Oslo is in", "target": "Rome"}\n')
   work = tmp_path / 'a'
-  run(work, requests=str(facts))
+  with pytest.raises(JeditError, match="no subject; .* lookup='last'"):
+    run(work, requests=str(facts))
+  work = tmp_path / 'b'
+  run(work, requests=str(facts), lookup='last')
   after = json.loads((work / 'results.json').read_text())['metrics']['after']
   after = after['counterfact']
   assert after['probability'] == dict.fromkeys(

@@ -186,6 +186,34 @@ def test_renderings(kind, rendering, text):
     check_rows(tok, request, rendering, text)
 
 
+@pytest.mark.parametrize('kind', ['plain', 'bos'])
+@pytest.mark.parametrize('rendering', ['raw', 'qa', 'chat'])
+@pytest.mark.parametrize('subject', [None, 'France'])
+def test_lookup_at_the_last_token(kind, rendering, subject):
+  tok = tokenizer(kind)
+  prompt = f'The capital of {"{}" if subject else "France"} is'
+  request = Request('0', prompt, subject, 'a city')
+  batch = prompts.edit_batches(
+    tok, [[request]], [[5]], 1, rendering, lookup='last'
+  )
+  text = spell(tokens.render(tok, request.text, rendering).removeprefix('<s>'))
+  context = ''.join(tok.convert_ids_to_tokens([5])) + spell('. ')
+  target = tokens.target_ids(tok, 'a city', rendering)
+  for r in range(2):
+    head, lookup, rest, label = row(batch, tok, (0, 0, r))
+    assert (head + lookup).replace('<s>', '') == context * r + text
+    assert len(lookup) <= len('[assistant] ')
+    assert ''.join(tok.convert_ids_to_tokens(target[:-1])) == rest
+    assert label[: len(target)].tolist() == target
+  if subject is None:
+    assert batch.tail_len[0, 0, 2] == batch.head_len[0, 0, 2] == 0
+  else:
+    head, lookup, rest, _ = row(batch, tok, (0, 0, 2))
+    assert head + lookup == spell('France is a') and not rest
+    assert head != spell('France is a') and batch.tail_len[0, 0, 2] == 1
+  assert (batch.label[0, 0, 2] == -1).all()
+
+
 def test_start_ids():
   assert tokens.start_ids(tokenizer('plain')) == []
   bos = tokenizer('bos')
@@ -277,6 +305,12 @@ def ascii_only():
    'record 7: prompt and target have 33 tokens; the model takes 30.*shorten'),
   (Request('7', 'a {} is', 'b', 'c'), {'rendering': 'chat'},
    'rendering=chat: this tokenizer has no chat template'),
+  (Request('7', 'a b is', None, 'c'), {},
+   "record 7: no subject; add one, or set lookup='last'"),
+  (Request('7', '大', None, 'c'), {'lookup': 'last'},
+   'record 7: the prompt has no token'),
+  (Request('7', 'a {} is', 'b', 'c'), {'lookup': 'first'},
+   "lookup='first': choose subject or last"),
   (Request('7', 'a {} is', 'b', 'c'), {'rendering': 'prose'},
    "rendering='prose': choose raw, qa, chat"),
 ])  # fmt: skip
@@ -295,3 +329,7 @@ def test_usable_leaves_out_what_cannot_be_edited():
   assert [r.split(':')[0] for r in reasons] == ['record 2', 'record 3']
   with pytest.raises(JeditError, match='no chat template'):
     prompts.usable(ascii_only(), asked, 'chat', 30)
+  bare = Request('5', 'a b is', None, 'c')
+  got, reasons = prompts.usable(ascii_only(), [bare], 'raw', 30)
+  assert not got and 'record 5: no subject' in reasons[0]
+  assert prompts.usable(ascii_only(), [bare], 'raw', 30, 'last')[0] == [bare]

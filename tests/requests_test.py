@@ -95,6 +95,40 @@ def test_zsre():
   )  # fmt: skip
 
 
+_QUESTION = {
+  'id': 3, 'question': 'Why is it dark? ', 'para_question': 'Why no light?',
+  'answer': 'It is night.\nThe sun is gone.',
+}  # fmt: skip
+
+
+def test_records_without_subject():
+  got = requests.parse(_QUESTION, 'here', '0')
+  assert got == Request(
+    '3', 'Why is it dark?', None, _QUESTION['answer'],
+    paraphrases=('Why no light?',),
+  )  # fmt: skip
+  assert got.text == 'Why is it dark?'
+  own = {'prompt': 'It is dark, as', 'target': 'it is night', 'relation': 'r'}
+  for record in own, {**own, 'subject': None}:
+    got = requests.parse(record, 'here', '0')
+    assert (got.subject, got.text) == (None, 'It is dark, as')
+  assert requests.parse(without(_ZSRE, 'subject'), 'here', '0').text == (
+    'Who wrote Emma?'
+  )
+  named = requests.parse({**_QUESTION, 'subject': 'it'}, 'here', '0')
+  assert named.prompt == 'Why is {} dark?'
+
+
+def test_without_subject_a_fact_is_its_prompt():
+  ask = lambda prompt, target: Request('0', prompt, None, target, None, 'r')
+  dark, cold = ask('It is dark, as', 'a'), ask('It is cold, as', 'a')
+  assert requests.batched([dark, cold], 2) == ([[dark, cold]], [])
+  again = ask('It is dark, as', 'b')
+  with pytest.raises(JeditError, match='both edit "It is dark, as" .to "a"'):
+    requests.batched([dark, again], 2)
+  assert requests.overwritten([dark, cold, again]) == {0}
+
+
 def test_texts_are_trimmed_and_the_subject_is_found():
   got = requests.parse(
     {'prompt': 'Is France in ', 'subject': ' France ', 'target': ' Asia '},
@@ -115,11 +149,14 @@ def test_files(tmp_path, form, name):
 
 _BAD = {
   'no prompt': (without(_OWN, 'prompt'), 'no field "prompt"; add it'),
-  'no subject': (without(_OWN, 'subject'), 'no field "subject"; add it'),
+  'no subject': (
+    without(_OWN, 'subject'), r'has "\{\}" and the record no "subject"; add it',
+  ),
   'no target': (without(_OWN, 'target'), 'no field "target"; add it'),
   'empty target': ({**_OWN, 'target': ' '}, '"target" is empty.*fill it in'),
   'target is a number': ({**_OWN, 'target': 3}, '"target".*not a text'),
-  'null subject': ({**_OWN, 'subject': None}, '"subject".*not a text'),
+  'null subject': ({**_OWN, 'subject': None}, 'no "subject"; add it, or write'),
+  'empty subject': ({**_OWN, 'subject': ' '}, '"subject" is empty'),
   'subject absent': (
     {**_OWN, 'prompt': 'The capital is'},
     'subject "France" is not in the prompt "The capital is"; write it there',
@@ -130,7 +167,7 @@ _BAD = {
   'paraphrases': ({**_OWN, 'paraphrases': [1]}, '"paraphrases" is not a list'),
   'old target': ({**_OWN, 'old_target': ''}, '"old_target" is empty'),
   'no rewrite subject': (
-    without(_COUNTERFACT, 'requested_rewrite', 'subject'), 'no field "subject"',
+    without(_COUNTERFACT, 'requested_rewrite', 'subject'), 'no "subject"; add',
   ),
   'no new target': (
     without(_COUNTERFACT, 'requested_rewrite', 'target_new'),
@@ -143,8 +180,8 @@ _BAD = {
   ),
   'rewrite no object': ({'requested_rewrite': 3}, '"requested_rewrite" is not'),
   'no answer': ({**_ZSRE, 'answers': []}, '"answers" is not a list with one'),
-  'no zsre subject': (without(_ZSRE, 'subject'), 'no field "subject"'),
-  'a number': (3, 'a record is a JSON object with prompt, subject and target'),
+  'no answer text': ({'question': 'Who?', 'answer': 3}, '"answer".*not a text'),
+  'a number': (3, 'a record is a JSON object with prompt and target'),
   'not json': ('{"prompt": ', 'not JSON .*mend or remove'),
 }  # fmt: skip
 
@@ -212,7 +249,7 @@ _VALUES = st.recursive(
 )  # fmt: skip
 _PATHS = [
   (record, *path)
-  for record in (_OWN, _COUNTERFACT, _ZSRE)
+  for record in (_OWN, _COUNTERFACT, _ZSRE, _QUESTION)
   for path in [
     *((key,) for key in record),
     *(
@@ -236,8 +273,9 @@ def test_mutated_records_raise_jedit_errors_alone(path, value):
   except JeditError as e:
     assert str(e).startswith('here')
   else:
-    assert got.prompt.count('{}') == 1 and got.target and got.subject
-    assert got.subject in got.text
+    assert got.target and got.text
+    assert got.prompt.count('{}') == (got.subject is not None)
+    assert (got.subject or '') in got.text
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
@@ -346,3 +384,13 @@ def test_published_files(data, name, count, paraphrases, neighbours):
   assert {len(r.paraphrases) for r in got} == paraphrases
   assert {len(r.neighbours) for r in got} == neighbours
   assert all(r.subject in r.text and r.target for r in got)
+
+
+@pytest.mark.parametrize('name, count, paraphrases', [
+  ('unke_1000', 1000, {1}), ('editevery_552', 552, {0}),
+])  # fmt: skip
+def test_published_files_without_subject(data, name, count, paraphrases):
+  got, skipped = requests.read(data / f'{name}.jsonl.gz')
+  assert len(got) == count and not skipped
+  assert {len(r.paraphrases) for r in got} == paraphrases
+  assert all(r.subject is None and r.text and r.target for r in got)

@@ -207,6 +207,21 @@ def test_invalid_requests_are_inert(many):
   assert not rest.loss.any() and not rest.value.any()
 
 
+def test_an_empty_kl_row_holds_nothing(many):
+  model, params, batch, whole = many
+  bare = dataclasses.replace(
+    batch, head_len=np.array(batch.head_len), tail_len=np.array(batch.tail_len)
+  )
+  bare.head_len[2, -1] = bare.tail_len[2, -1] = 0
+  got = run(model, params, bare, **_EASY)
+  free = run(model, params, batch, **_EASY | dict(kl_factor=0.0))
+  some = lambda x, i: jax.tree.map(lambda a: a[i], x)
+  assert_same(some(got, [2]), some(free, [2]))
+  rest = [0, 1, 3, 4, 5, 6, 7]
+  assert_same(some(got, rest), some(whole, rest))
+  assert abs(free.loss[2] - whole.loss[2]) > 1e-3  # or this tests nothing
+
+
 def test_the_radius_is_respected(many):
   model, params, batch, _ = many
   tokens, lookup, _ = tiny.whole_rows(batch)

@@ -1,4 +1,4 @@
-"""The editors: one page each, most of them over least_squares.py."""
+"""The editors: one page each; those in closed form over least_squares.py."""
 
 from jedit.editors.adaedit import ENGINE as _ADAEDIT
 from jedit.editors.adaedit import adaedit
@@ -7,10 +7,12 @@ from jedit.editors.alphaedit_plus import alphaedit_plus
 from jedit.editors.blue import blue
 from jedit.editors.emmet import emmet
 from jedit.editors.memit import memit
+from jedit.editors.mend import mend
 from jedit.editors.pmet import ENGINE as _PMET
 from jedit.editors.pmet import pmet
 from jedit.editors.rome import ENGINE as _ROME
 from jedit.editors.rome import rome
+from jedit.editors.ultraedit import ultraedit
 
 __all__ = [
   'adaedit',
@@ -19,8 +21,10 @@ __all__ = [
   'blue',
   'emmet',
   'memit',
+  'mend',
   'pmet',
   'rome',
+  'ultraedit',
 ]
 
 # What an editor asks of the value engine, where that is not its default.

@@ -1,0 +1,181 @@
+"""What one forward and one backward pass leave at the site.
+
+The gradient of a down-projection is a sum over tokens of key x gradient at its
+output. Both factors are given out, unsummed: editors that learn from gradients
+(UltraEdit, MEND) work on them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from jedit.models import transformer
+from jedit.models.transformer import Model, take
+from jedit.rows import Rows, enter, plain
+from jedit.types import EditBatch, Params
+
+
+class Targets(NamedTuple):
+  """The tokens of packed plain rows after which a target's token is wanted.
+
+  Attributes:
+    token: int32 [Q], packed index; past the end if unused.
+    label: int32 [Q], the token wanted.
+    request: int32 [Q], index in the batch; B if unused.
+    length: int32 [B], target tokens of each request.
+  """
+
+  token: jax.Array
+  label: jax.Array
+  request: jax.Array
+  length: jax.Array
+
+
+class Factors(NamedTuple):
+  """The two factors of the gradient of each site layer, a token a row.
+
+  Attributes:
+    key: float32 [E, M, F], inputs of the down-projection; zero if unused.
+    grad: float32 [E, M, D], of the loss at its output; zero if unused.
+    real: bool [#E, M], rows that hold a token.
+    loss: float32 [].
+  """
+
+  key: jax.Array
+  grad: jax.Array
+  real: jax.Array
+  loss: jax.Array
+
+
+class Normaliser(NamedTuple):
+  """Mean and sum of squared deviations a feature, [E, K]; tokens seen, [E]."""
+
+  mean: jax.Array
+  square: jax.Array
+  count: jax.Array
+
+
+def _targets(rows: Rows, batch: EditBatch) -> Targets:
+  """Of a batch of plain rows, on the grid [B, P + S]."""
+  label = jnp.pad(
+    batch.label[:, 0], ((0, 0), (batch.head.shape[-1], 0)), constant_values=-1
+  )
+  slot = jnp.nonzero(
+    label.ravel() >= 0, size=batch.budget[3], fill_value=label.size
+  )[0]
+  token = rows.at.token.ravel()
+  return Targets(
+    token.at[slot].get(mode='fill', fill_value=rows.x.shape[0]),
+    take(label.ravel(), slot),
+    slot // label.shape[1],
+    (label >= 0).sum(1),
+  )
+
+
+def logits(
+  model: Model, params: Params, batch: EditBatch
+) -> tuple[jax.Array, Targets]:
+  """float32 [Q, V] where a token of a target is wanted after a plain prompt."""
+  batch = plain(batch)
+  rows = enter(model, params, batch)
+  at = _targets(rows, batch)
+  x, _ = transformer.run(model, params['site'], rows.x, rows.at)
+  x, _ = transformer.run(model, params['above'], x, rows.at)
+  return model.logits(params, take(x, at.token)), at
+
+
+def mean_nll(scores: jax.Array, at: Targets, weight: jax.Array) -> jax.Array:
+  """-log p of the targets' tokens, those of a request weighed by [B] or []."""
+  nll = optax.softmax_cross_entropy_with_integer_labels(scores, at.label)
+  weight = jnp.broadcast_to(weight, at.length.shape)
+  return jnp.sum(nll * take(weight, at.request))
+
+
+def factors(
+  model: Model,
+  params: Params,
+  batch: EditBatch,
+  share: Callable[[jax.Array], jax.Array],
+  targets_alone: bool,
+) -> Factors:
+  """Factors of the gradient of -log p of the targets after the plain prompts.
+
+  Args:
+    model: the network; params must be split at the site.
+    params: as they are now.
+    batch: its plain rows (row 0) are used.
+    share: from the target tokens of each request, [B], to the weight of each
+      of them in the loss, [B] or [].
+    targets_alone: keep the tokens where a target's token is predicted, not all.
+  """
+  batch = plain(batch)
+  rows = enter(model, params, batch)
+  size = rows.x.shape[0]
+  at = _targets(rows, batch)
+  kept = at.token if targets_alone else jnp.arange(size)
+  real = kept < (size if targets_alone else rows.mask.sum())
+
+  def value(layer, mid, key):
+    out = model.value(layer, mid, key)
+    return out.at[kept].add(layer['nudge'].astype(out.dtype), mode='drop')
+
+  def loss(nudge):
+    """As it is with `nudge` [E, M, D], which is zero, added to the outputs."""
+    x, keys = transformer.run(
+      model._replace(value=value),
+      {**params['site'], 'nudge': nudge},
+      rows.x,
+      rows.at,
+      keep=lambda trace: take(trace.key, kept).astype(jnp.float32),
+    )
+    x, _ = transformer.run(model, params['above'], x, rows.at)
+    scores = model.logits(params, take(x, at.token))
+    return mean_nll(scores, at, share(at.length)), keys
+
+  layers, _, width = params['site']['mlp']['down']['kernel'].shape
+  zero = jnp.zeros((layers, kept.size, width))
+  (total, key), grad = jax.value_and_grad(loss, has_aux=True)(zero)
+  mask = lambda a: jnp.where(real[:, None], a, 0)
+  return Factors(mask(key), mask(grad), real[None], total)
+
+
+def merge(
+  old: Normaliser, x: Float[Array, 'E M K'], real: Bool[Array, '#E M']
+) -> Normaliser:
+  """The Normaliser of all that was seen before and of the real rows of x.
+
+  With n, m, S and those of x, n', m', S' (Chan, Golub, LeVeque 1979):
+
+      m + (m' - m) n' / (n + n')      S + S' + (m' - m)^2 n n' / (n + n')
+  """
+  new = jnp.broadcast_to(real.sum(1), old.count.shape)
+  mask, n = real[..., None], old.count[:, None]
+  more = new[:, None] / jnp.maximum(old.count + new, 1)[:, None]
+  mean = jnp.sum(x, axis=1, where=mask) / jnp.maximum(new, 1)[:, None]
+  square = jnp.sum((x - mean[:, None]) ** 2, axis=1, where=mask)
+  apart = mean - old.mean
+  return Normaliser(
+    old.mean + apart * more,
+    old.square + square + apart**2 * n * more,
+    old.count + new,
+  )
+
+
+def normalise(seen: Normaliser, x: Float[Array, 'E M K']) -> jax.Array:
+  """x less its mean, over its deviation; 0 where a feature never varied."""
+  variance = seen.square / jnp.maximum(seen.count - 1, 1)[:, None]
+  deviation = jnp.sqrt(variance)[:, None]
+  zero = deviation == 0
+  return jnp.where(
+    zero, 0, (x - seen.mean[:, None]) / jnp.where(zero, 1, deviation)
+  )
+
+
+def nothing_seen(layers: int, features: int) -> Normaliser:
+  """The Normaliser before any token."""
+  zero = jnp.zeros((layers, features))
+  return Normaliser(zero, zero, jnp.zeros(layers, jnp.int32))

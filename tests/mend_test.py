@@ -1,0 +1,177 @@
+"""MEND's network: what it is to begin with, what training does, its files."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jedit import gradients, hypernetwork
+from jedit.models import transformer
+from jedit.types import JeditError
+from launch import training
+from tests import tiny
+
+_SHAPE = 3, 64, 32
+
+
+def network(rank=8, rate=1e-4):
+  return hypernetwork.init(jax.random.key(0), _SHAPE, rank, rate)
+
+
+def random_factors(seed=0, count=7):
+  rng = np.random.default_rng(seed)
+  draw = lambda size: jnp.asarray(
+    rng.normal(size=(3, count, size)), jnp.float32
+  )
+  real = jnp.asarray(rng.random((3, count)) < 0.7)
+  return gradients.Factors(draw(64), draw(32), real, jnp.zeros(()))
+
+
+def test_untrained_it_is_the_gradient_times_the_rate():
+  got = random_factors()
+  key, grad = (np.where(got.real[..., None], x, 0) for x in got[:2])
+  want = 1e-4 * np.einsum('emf,emd->efd', key, grad)
+  delta = hypernetwork.apply(network(), got)
+  np.testing.assert_allclose(delta, want, atol=1e-6 * np.abs(want).max())
+
+
+def moved():
+  """A network in which nothing is where it began, two updates seen."""
+  keys = iter(jax.random.split(jax.random.key(5), 9))
+  move = lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape)
+  out = network()
+  out = out._replace(params=jax.tree.map(move, out.params))
+  for seed in 1, 2:
+    out = hypernetwork.observe(out, random_factors(seed))
+  return out
+
+
+def test_it_equals_plain_loops():
+  net, got = moved(), random_factors(3)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), net.params)
+  b, seen = p['blocks'], [random_factors(s) for s in (1, 2)]
+  both = lambda f, e: np.concatenate([f.key[e], f.grad[e]], -1).astype(float)
+  want = np.zeros(_SHAPE)
+  for e in range(3):
+    past = np.concatenate([both(f, e)[np.asarray(f.real[e])] for f in seen])
+    for x in both(got, e)[np.asarray(got.real[e])]:
+      x = (x - past.mean(0)) / past.std(0, ddof=1)
+      for i in range(2):
+        low = b['u'][i] @ (b['v'][i] @ x) + b['bias'][i]
+        x = x + np.maximum(b['scale'][i, e] * low + b['shift'][i, e], 0)
+      want[e] += p['rate'][e] * np.outer(x[:64], x[64:])
+  delta = hypernetwork.apply(net, got)
+  np.testing.assert_allclose(delta, want, atol=1e-4 * np.abs(want).max())
+
+
+@functools.cache
+def trainer():
+  """(step, score, params, examples [N], a fresh Carry)."""
+  model, params = tiny.model()
+  tx = training.optimiser(lr=1e-3, rate_lr=1e-3, accumulate=2)
+  stack = lambda seed: tiny.stack(
+    [tiny.batch(1, 1, seed=seed + n, hard=()) for n in range(3)]
+  )
+  examples = training.Examples(stack(0), stack(0), stack(10))
+  start = network(rate=-1e-3)
+  carry = training.Carry(start, tx.init(start.params), jnp.zeros((), jnp.int32))
+  step, score = training.stepper(model, tx), training.judge(model)
+  return step, score, tiny.split(params), examples, carry
+
+
+def train(carry, steps):
+  """(carry after `steps` more, losses, norms)."""
+  step, _, params, examples, _ = trainer()
+  carry, out = jax.tree.map(jnp.copy, carry), []
+  for _ in range(steps):
+    index = training.choose(0, int(carry.cursor), 3)
+    carry, *rest = step(params, carry, training.at(examples, index))
+    out.append(jax.device_get(rest))
+  return carry, [terms for terms, _ in out], [norms for _, norms in out]
+
+
+@functools.cache
+def trained():
+  return train(trainer()[4], 40)
+
+
+def test_training_lowers_the_loss():
+  _, score, params, examples, start = trainer()
+  carry = trained()[0]
+  mean = lambda net: training.means(
+    [score(params, net, training.at(examples, i)) for i in range(3)]
+  )
+  statistics = start.network._replace(seen=carry.network.seen)
+  before, after = mean(statistics), mean(carry.network)
+  assert after['nll'] < 0.8 * before['nll']
+  assert after['loss'] < 0.9 * before['loss']
+  assert after['loss'] == pytest.approx(0.1 * after['nll'] + after['kl'])
+
+
+def test_the_objective_equals_plain_forward_passes():
+  step, score, params, examples, _ = trainer()
+  model, _ = tiny.model()
+  net = trained()[0].network
+  one = training.at(examples, 1)
+  got = hypernetwork.factors(model, params, one.edit)
+  delta = hypernetwork.apply(net, got)
+  edited = hypernetwork.apply_updates(params, hypernetwork.as_updates(delta))
+  plain = lambda p, batch: [
+    np.asarray(x[0], np.float64)
+    for x in tiny.trace(
+      model, transformer.join(p), jnp.asarray(tiny.whole_rows(batch)[0][:, 0])
+    )[:1]
+  ][0]
+  log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
+  rows = lambda batch: np.flatnonzero(tiny.whole_rows(batch)[2][0, 0] >= 0)
+  batch = jax.tree.map(np.asarray, one.rephrased)
+  label = tiny.whole_rows(batch)[2][0, 0]
+  at = rows(batch)
+  nll = -log(plain(edited, batch))[at, label[at]].mean()
+  batch = jax.tree.map(np.asarray, one.local)
+  at = rows(batch)
+  before, after = (log(plain(p, batch))[at] for p in (params, edited))
+  kl = (np.exp(before) * (before - after)).sum(-1).mean()
+  _, *terms = score(params, net, one)
+  np.testing.assert_allclose(terms, [nll, kl], rtol=1e-3)
+  assert kl > 1e-4
+
+
+def test_which_gradients_may_be_zero_to_begin_with():
+  norms = trained()[2]
+  zero = [{k for k, n in step.items() if n == 0} for step in norms]
+  assert zero[0] == {'v', 'scale'} and not zero[-1]
+  training.check_gradients(norms[0], started=False)
+  training.check_gradients(norms[-1], started=True)
+  for bad, started in (norms[0], True), ({**norms[0], 'u': 0.0}, False):
+    with pytest.raises(JeditError, match='the gradient of .* is 0 or not fin'):
+      training.check_gradients(bad, started)
+
+
+def test_resuming_changes_no_bit(tmp_path):
+  start = trainer()[4]
+  training.save(tmp_path, train(start, 3)[0])
+  assert [p.name for p in tmp_path.iterdir()] == ['000003']
+  again = training.resume(tmp_path, start)
+  assert int(again.cursor) == 3
+  chex.assert_trees_all_equal(train(again, 2)[0], train(start, 5)[0])
+  assert training.resume(tmp_path / 'nothing', start) is start
+
+
+def test_a_network_comes_back_from_its_folder(tmp_path):
+  net = moved()
+  hypernetwork.save(tmp_path, net, {'model': 'tiny'})
+  chex.assert_trees_all_equal(hypernetwork.load(tmp_path), net)
+  with pytest.raises(JeditError, match='holds no trained network'):
+    hypernetwork.load(tmp_path / 'network')
+
+
+def test_every_example_comes_once_an_epoch():
+  epochs = [
+    [training.choose(1, e * 9 + i, 9) for i in range(9)] for e in (0, 1)
+  ]
+  assert epochs[0] != epochs[1]
+  assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(9))
