@@ -23,7 +23,7 @@ def conflict(
     x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
   )
   product = jnp.matmul(unit(keys), unit(others).T, precision=_HIGHEST)
-  return jnp.abs(product).max(axis=1, initial=0.0)
+  return jnp.clip(jnp.abs(product).max(axis=1, initial=0.0), 0, 1)
 
 
 class Span(NamedTuple):

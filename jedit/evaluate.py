@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit import metrics, prompts
+from jedit import metrics
 from jedit.models import transformer
 from jedit.models.transformer import Model, Past
-from jedit.prompts import Questions, round_up
+from jedit.prompts import round_up
+from jedit.questions import Questions, questions
 from jedit.requests import Request
 from jedit.types import Params
 
@@ -54,7 +55,7 @@ def probe(
         targets.append((r.target, r.old_target))
         record.append(number)
         kind.append(which)
-  q = prompts.questions(tokenizer, texts, targets, rendering)
+  q = questions(tokenizer, texts, targets, rendering)
   return Probe(q, np.array(record), np.array(kind))
 
 

@@ -4,30 +4,16 @@ Strings end here. Ids are joined, never decoded and encoded again; the subject
 is found by character offsets.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from jedit.requests import Request
 from jedit.tokens import continuation, render, start_ids, target_ids
 from jedit.types import EditBatch, JeditError
-
-
-class Questions(NamedTuple):
-  """Prompts with K candidate continuations each, as NumPy arrays.
-
-  Attributes:
-    prompt: int32 [Q, P], right-padded.
-    prompt_len: int32 [Q].
-    target: int32 [Q, K, S], right-padded.
-    target_len: int32 [Q, K]; 0 where a candidate is absent.
-  """
-
-  prompt: np.ndarray
-  prompt_len: np.ndarray
-  target: np.ndarray
-  target_len: np.ndarray
 
 
 def _place(text: str, request: Request) -> int:
@@ -146,6 +132,7 @@ def edit_batches(
   rendering: str = 'raw',
   max_length: int | None = None,
   lookup: str = 'subject',
+  validation: Sequence[Sequence[int]] | Literal['test_prompts'] = (),
 ) -> EditBatch:
   """All batches of a stream as one stacked EditBatch [N, B, ...] (NumPy).
 
@@ -161,6 +148,10 @@ def edit_batches(
       the prompt; with 'last' records need no subject. The KL row "SUBJECT is a"
       ends at its own lookup token; without a subject it is empty, so that
       nothing is held: the prompt itself would hold the very answer.
+    validation: contexts of rows to choose by (alphaedit_plus), other than
+      `contexts`; the plain prompt is one of these rows, too. 'test_prompts':
+      the paraphrases that the edit is evaluated on, which leaks the test and is
+      there to reproduce AlphaEdit+'s released code.
 
   Raises:
     JeditError: naming the record whose subject or target has no token, or that
@@ -171,12 +162,51 @@ def edit_batches(
   bos = start_ids(tokenizer)
   prefixes = [[], *([*bos, *c] for c in contexts), []]
   room = max_length and max_length - max(map(len, prefixes))
-  make = lambda r: _rows(
-    tokenizer, r, len(contexts), rendering, bos, room, lookup
+  make = lambda r, count: _rows(
+    tokenizer, r, count, rendering, bos, room, lookup
   )
-  rows = [[make(r) for r in batch] for batch in batches]
+  rows = [[make(r, len(contexts)) for r in batch] for batch in batches]
+  out = _pack(rows, prefixes, batch_size)
+  if not validation:
+    return out
+  if validation == 'test_prompts':
+    most = max(len(r.paraphrases) for batch in batches for r in batch)
+    ask = functools.partial(_paraphrased, tokenizer, rendering, bos, most)
+    held = lambda r: [make(r, 0)[0], *ask(r), _NOTHING]
+  else:
+    before = [[*bos, *c] for c in validation]
+    held = lambda r: _inline(make(r, len(before)), before)
+  rows = [[held(r) for r in batch] for batch in batches]
+  held = _pack(rows, [[]] * len(rows[0][0]), batch_size)
+  return dataclasses.replace(out, validation=held)
+
+
+_NOTHING = [], 0, []
+
+
+def _inline(rows, before):
+  """Rows whose contexts are written out; see _rows."""
+  plain, *others, _ = rows
+  joined = [
+    (text + ids, len(text) + lookup, target)
+    for text, (ids, lookup, target) in zip(before, others, strict=True)
+  ]
+  return [plain, *joined, _NOTHING]
+
+
+def _paraphrased(tokenizer, rendering, bos, most, request):
+  """`most` rows of a request's paraphrases, cut at their last token."""
+  target, out = target_ids(tokenizer, request.target, rendering), []
+  for text in request.paraphrases:
+    ids, _ = _encode(tokenizer, render(tokenizer, text, rendering), False, bos)
+    out.append((ids + target[:-1], len(ids) - 1, target))
+  return out + [_NOTHING] * (most - len(out))
+
+
+def _pack(rows, prefixes, batch_size: int) -> EditBatch:
+  """Rows (ids, lookup, target) [N][B][R] as padded arrays."""
   flat = [row for batch in rows for request in batch for row in request]
-  shape = len(batches), batch_size, len(contexts) + 2
+  shape = len(rows), batch_size, len(prefixes)
   wide = round_up(max(lookup for _, lookup, _ in flat), 8)
   long = round_up(max(len(ids) - lookup for ids, lookup, _ in flat), 4)
   head, head_len = np.zeros((*shape, wide), np.int32), np.zeros(shape, np.int32)
@@ -197,7 +227,7 @@ def edit_batches(
         tail[at][: len(rest)], tail_len[at] = rest, len(rest)
         if target:
           label[at][len(rest) - len(target) : len(rest)] = target
-  most = lambda a: int(a.reshape(len(batches), -1).sum(1).max())
+  most = lambda a: int(a.reshape(len(rows), -1).sum(1).max())
   plain = np.where(valid, head_len[:, :, 0] + 1, 0)
   budget = (
     round_up(most(head_len), 256),
@@ -205,42 +235,6 @@ def edit_batches(
     round_up(most(plain), 64),
     round_up(most(label >= 0), 32),
   )
-  every = lambda a: np.broadcast_to(a, (len(batches), *a.shape))
+  every = lambda a: np.broadcast_to(a, (len(rows), *a.shape))
   rest = head, head_len, tail, tail_len, label, valid, budget
   return EditBatch(every(prefix), every(prefix_len), *rest)
-
-
-def questions(
-  tokenizer: Any,
-  texts: Sequence[str],
-  targets: Sequence[Sequence[str | None]],
-  rendering: str = 'raw',
-) -> Questions:
-  """Prompts [Q] and their K candidate targets as padded arrays."""
-  bos = start_ids(tokenizer)
-  prompts, answers = [], []
-  for text, candidates in zip(texts, targets, strict=True):
-    text = render(tokenizer, text, rendering)
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    prompts.append(ids if ids[: len(bos)] == bos and bos else bos + ids)
-    answers.append(
-      [
-        [] if c is None else target_ids(tokenizer, c, rendering)
-        for c in candidates
-      ]
-    )
-  wide = round_up(max(map(len, prompts)), 8)
-  long = round_up(max(len(a) for row in answers for a in row), 4)
-  count = len(answers[0])
-  prompt = np.zeros((len(prompts), wide), np.int32)
-  target = np.zeros((len(prompts), count, long), np.int32)
-  for q, (ids, row) in enumerate(zip(prompts, answers, strict=True)):
-    prompt[q, : len(ids)] = ids
-    for k, a in enumerate(row):
-      target[q, k, : len(a)] = a
-  return Questions(
-    prompt,
-    np.array([len(p) for p in prompts], np.int32),
-    target,
-    np.array([[len(a) for a in row] for row in answers], np.int32),
-  )

@@ -13,9 +13,9 @@ jaxtyping.install_import_hook(
   [
     f'jedit.{name}'
     for name in (
-      'condition', 'editors', 'generate', 'gradients', 'hypernetwork',
-      'models', 'prompts', 'requests', 'rows', 'sequence', 'stats', 'tokens',
-      'updates', 'values',
+      'condition', 'conflict', 'editors', 'generate', 'gradients',
+      'hypernetwork', 'models', 'prompts', 'questions', 'requests', 'rows',
+      'sequence', 'stats', 'suffix', 'tokens', 'updates', 'validate', 'values',
     )
   ],
   'beartype.beartype',

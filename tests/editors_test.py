@@ -42,13 +42,17 @@ EDITORS = {
   'pmet': functools.partial(jedit.pmet, weight=_WEIGHT),
   'adaedit': functools.partial(jedit.adaedit, weight=_WEIGHT, keep=0.5),
   'blue': _blue,
-}
+  'alphaedit_plus': functools.partial(
+    jedit.alphaedit_plus, ridge=_RIDGE, threshold=_THRESHOLD, relative=True,
+    capacity=12,
+  ),
+}  # fmt: skip
 # name -> editor(model), of gradients: no second moments, no values.
 GRADIENT = {
   'ultraedit': functools.partial(jedit.ultraedit, lr=0.1),
   'mend': lambda model: jedit.mend(model, network()),
 }
-_REMEMBER = 'memit with history', 'alphaedit', 'blue'
+_REMEMBER = 'memit with history', 'alphaedit', 'blue', 'alphaedit_plus'
 _OF_MLP = 'rome', 'rome mixed', 'pmet', 'adaedit'
 _BATCHES = 3
 every = pytest.mark.parametrize('name', [*EDITORS, *GRADIENT])
@@ -170,7 +174,8 @@ def test_state_keeps_its_type(name):
   assert int(report_of(new).facts) == 4
   for a, b in zip(solves(new), solves(state), strict=True):
     assert int(a.count) == 4 and int(b.count) == 0
-    assert np.array_equal(a.prior, b.prior) == (name not in _REMEMBER)
+    same = jax.tree.map(np.array_equal, a.prior, b.prior)
+    assert all(jax.tree.leaves(same)) == (name not in _REMEMBER)
 
 
 @every
@@ -219,7 +224,7 @@ def test_an_empty_batch_changes_nothing(name):
   report = report_of(new)
   assert not any(map(np.any, (report.facts, report.reached, report.residual)))
   for a, b in zip(solves(new), solves(state), strict=True):
-    np.testing.assert_array_equal(a.prior, b.prior)
+    chex.assert_trees_all_equal(a.prior, b.prior)
 
 
 @pytest.mark.parametrize('name', [n for n in EDITORS if n != 'adaedit'])
@@ -334,7 +339,10 @@ def walk(name, params, batches, goal):
   return out
 
 
-@pytest.mark.parametrize('name', [n for n in EDITORS if n != 'blue'])
+_OWN_TEST = 'blue', 'alphaedit_plus'
+
+
+@pytest.mark.parametrize('name', [n for n in EDITORS if n not in _OWN_TEST])
 def test_the_update_equals_the_paper(name):
   """Two batches: whole forward passes, float64 normal equations."""
   _, params, state, batches = make(name)
@@ -348,6 +356,22 @@ def test_the_update_equals_the_paper(name):
     for layer in range(len(a)):
       gap = np.linalg.norm(a[layer] - b[layer]) / np.linalg.norm(b[layer])
       assert gap < 1e-4, (layer, gap)
+
+
+def test_alphaedit_plus_without_its_parts_is_alphaedit():
+  model, _ = tiny.model()
+  _, params, state, batches = make('alphaedit')
+  plus = jedit.alphaedit_plus(
+    model, tiny.moment(), ridge=_RIDGE, threshold=_THRESHOLD, relative=True,
+    capacity=12, perturb=False, reweigh=False, smooth=False,
+    optimise=fixed('alphaedit'),
+  )  # fmt: skip
+  run = lambda e, s: jax.jit(functools.partial(edit_sequence, e))(
+    params, s, batches
+  )[0]
+  want = kernel(run(make('alphaedit')[0], state)) - kernel(params)
+  got = kernel(run(plus, plus.init(params))) - kernel(params)
+  assert np.linalg.norm(got - want) < 1e-3 * np.linalg.norm(want)
 
 
 def test_blue_is_its_host_at_both_ends():

@@ -70,6 +70,23 @@ def alphaedit(p, keys, residuals, ridge, past):
   return np.linalg.solve(left, p @ k @ r.T)
 
 
+def alphaedit_plus(p, keys, residuals, ridge, prior_keys, weights):
+  """AlphaEdit+, eq. 8: R K' P (K_p L K_p' P + K K' P + ridge I)^-1."""
+  k, r, kp = _columns(keys, residuals, prior_keys)
+  left = (kp * weights @ kp.T + k @ k.T) @ p + ridge * np.eye(len(p))
+  return (r @ k.T @ p @ np.linalg.inv(left)).T
+
+
+def alphaedit_plus_objective(
+  delta, keys, residuals, ridge, prior_keys, weights
+):
+  """AlphaEdit+, eq. 7, of dW [F, D]."""
+  square = lambda x: np.sum(np.square(x))
+  fit = square(keys @ delta - residuals)
+  prior = square(np.sqrt(weights)[:, None] * (prior_keys @ delta))
+  return fit + prior + ridge * square(delta)
+
+
 def posterior(covariance, keys, noise):
   """Sigma - Sigma K' (K Sigma K' + diag noise)^-1 K Sigma."""
   k = np.asarray(keys, np.float64)

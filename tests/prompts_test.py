@@ -16,7 +16,7 @@ from tokenizers import (
   trainers,
 )
 
-from jedit import prompts, tokens
+from jedit import prompts, questions, tokens
 from jedit.requests import Request
 from jedit.types import JeditError
 
@@ -256,6 +256,44 @@ def test_batches_are_padded_with_inert_requests():
   assert text(batch, 1) == text(alone, 0)
 
 
+def spelled(batch, tok, at):
+  """(text, scored target ids) of a row."""
+  head, lookup, rest, label = row(batch, tok, at)
+  return head + lookup + rest, label[label >= 0].tolist()
+
+
+def test_validation_rows():
+  """Held-out contexts written out, or the paraphrases; the plain prompt too."""
+  tok = tokenizer('bos')
+  request = Request(
+    '0', '{} was a', 'Marie Curie', 'a chemist', paraphrases=('Who was Curie?',)
+  )
+  ids = [tok(c, add_special_tokens=False).input_ids for c in _CONTEXTS]
+  make = lambda held: prompts.edit_batches(
+    tok, [[request, request]], ids[:2], 3, validation=held
+  )
+  alone, _ = spelled(make(()), tok, (0, 0, 0))
+  assert make(()).validation is None
+  batch = make(ids[2:]).validation
+  target = tokens.target_ids(tok, request.target)
+  assert batch.head.shape[2] == 3 and not batch.prefix_len.any()
+  assert batch.valid.tolist() == [[True, True, False]]
+  assert spelled(batch, tok, (0, 1, 0)) == (alone, target)
+  text, label = spelled(batch, tok, (0, 1, 1))
+  again = prompts.edit_batches(tok, [[request]], ids[2:], 1)
+  assert text == spelled(again, tok, (0, 0, 1))[0] != alone
+  assert label == target
+  batch = make('test_prompts').validation
+  assert spelled(batch, tok, (0, 1, 0)) == (alone, target)
+  text, label = spelled(batch, tok, (0, 1, 1))
+  assert tok('Who was Curie?').input_ids == batch.head[0, 1, 1][
+    : batch.head_len[0, 1, 1]
+  ].tolist() + [batch.tail[0, 1, 1, 0]]
+  assert label == target
+  assert not batch.tail_len[..., -1].any()  # no KL row
+  assert not batch.tail_len[0, 2].any()
+
+
 def test_budget_holds_every_batch():
   tok = tokenizer('plain')
   make = lambda i: Request(
@@ -275,7 +313,7 @@ def test_budget_holds_every_batch():
 def test_questions():
   tok = tokenizer('bos')
   texts = 'The capital of France is', 'Who?'
-  got = prompts.questions(tok, texts, [['Paris', 'Rome'], ['Curie', None]])
+  got = questions.questions(tok, texts, [['Paris', 'Rome'], ['Curie', None]])
   for q, text in enumerate(texts):
     ids = got.prompt[q, : got.prompt_len[q]]
     assert ids.tolist() == tok(text).input_ids
@@ -283,7 +321,7 @@ def test_questions():
   read = lambda q, k: tok.decode(got.target[q, k, : got.target_len[q, k]])
   assert [read(0, 0), read(0, 1), read(1, 0)] == [' Paris', ' Rome', ' Curie']
   assert got.target_len[1, 1] == 0 and not got.target[1, 1].any()
-  chat = prompts.questions(tok, ['Who?'], [['Curie']], 'chat')
+  chat = questions.questions(tok, ['Who?'], [['Curie']], 'chat')
   ids = chat.prompt[0, : chat.prompt_len[0]].tolist()
   assert tok.decode(ids) == '<s>[user] Who?\n[assistant] '  # one BOS
 

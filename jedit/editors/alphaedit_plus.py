@@ -11,7 +11,7 @@ from half (t = 0) to all (t = T), as held-out rows score best (smooth).
 Prior keys are rows sqrt(beta L_j) k_j with residual 0, so L = 0 is harmless.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def alphaedit_plus(
   top: float = 0.2,
   tau: float = 0.0,
   tolerance: float = 2e-4,
-  compat: Literal['', 'alphaedit-plus'] = '',
+  compat: str = '',
   optimise: values.Optimise | None = None,
 ) -> Editor:
   """AlphaEdit+ as an optax transformation of EditBatches.
