@@ -10,6 +10,8 @@ from jedit import editors, updates, values
 # Names for an editor with arguments, or with transformations behind it.
 _NAMES = {
   'memit_history': ('memit', {'remember': True}),
+  'ft': ('fine_tune', {'loss': 'prompt_last'}),
+  'ft_l': ('fine_tune', {'loss': 'prompt_last', 'limit': 5e-4}),
   'rect': ('memit+keep_largest', {}),
   'prune': ('memit+clamp_singular', {}),
 }
@@ -50,6 +52,11 @@ def defaults(function: Callable) -> dict:
   }
 
 
+def has_values(editor: str) -> bool:
+  """Whether an editor uses the value engine."""
+  return 'optimise' in inspect.signature(getattr(editors, editor)).parameters
+
+
 def get_config(
   method: str,
   *,
@@ -65,7 +72,7 @@ def get_config(
     method: see parse: alphaedit, memit_history, rect, memit+fuse, ...
     model: what jedit.load opens.
     layers: first and last edited layer.
-    optimiser: arguments of values.optimiser.
+    optimiser: arguments of values.optimiser, for editors that use it.
     methods: arguments of the editors, by name; 'layers', 'batch_size' and
       'optimiser' (the arguments that differ) where a method departs.
     **departures: other fields below.
@@ -73,11 +80,15 @@ def get_config(
   methods = dict(methods or {})
   editor, extra, behind = parse(method)
   name = method.split('+')[0]
-  chosen = {**methods.get(editor, {}), **methods.get(name, {}), **extra}
+  chosen = {**methods.get(editor, {}), **extra, **methods.get(name, {})}
   layers = chosen.pop('layers', layers)
   if 'batch_size' in chosen:
     departures = departures | {'batch_size': chosen.pop('batch_size')}
   optimiser = dict(optimiser or {}) | chosen.pop('optimiser', {})
+  if has_values(editor):
+    optimiser = defaults(values.optimiser) | optimiser
+  else:
+    optimiser = {}
   config = ConfigDict(
     {
       # What is edited.
@@ -86,7 +97,7 @@ def get_config(
       'method': method,
       'editor': {'name': editor} | defaults(getattr(editors, editor)) | chosen,
       'updates': {n: defaults(getattr(updates, n)) for n in behind},
-      'optimiser': defaults(values.optimiser) | optimiser,
+      'optimiser': optimiser,
       # Which facts, and how they are put to the model.
       'requests': '',  # a file; '' is the set that jedit ships
       'num_edits': 0,  # 0: all

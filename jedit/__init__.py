@@ -1,6 +1,14 @@
 """Edit facts inside language models: pure functions over parameter pytrees."""
 
-from jedit.editors import alphaedit, emmet, memit, rome
+from jedit.editors import (
+  alphaedit,
+  emmet,
+  fine_tune,
+  kde,
+  memit,
+  null_space,
+  rome,
+)
 from jedit.models.load import load, save
 from jedit.models.transformer import join, split
 from jedit.prompts import edit_batches
@@ -14,9 +22,12 @@ __all__ = [
   'edit_batches',
   'edit_sequence',
   'emmet',
+  'fine_tune',
   'join',
+  'kde',
   'load',
   'memit',
+  'null_space',
   'rome',
   'save',
   'split',

@@ -57,9 +57,10 @@ def check(config: ConfigDict) -> None:
     )
   arguments = config.editor.to_dict()
   del arguments['name']
+  engine = values.optimiser if base.has_values(name) else lambda: None
   for field, given, function in (
     ('editor', arguments, getattr(editors, name)),
-    ('optimiser', config.optimiser, values.optimiser),
+    ('optimiser', config.optimiser, engine),
     *(
       (f'updates.{n}', args, getattr(updates, n))
       for n, args in config.updates.items()
@@ -69,6 +70,7 @@ def check(config: ConfigDict) -> None:
     wrong = sorted(set(given) - set(takes))
     if wrong:
       raise JeditError(
-        f'config.{field}.{wrong[0]}: {config.method} takes {", ".join(takes)}'
+        f'config.{field}.{wrong[0]}: {config.method} takes '
+        f'{", ".join(takes) or "none"}'
       )
   _behind(config)  # refuses bad arguments before anything is computed

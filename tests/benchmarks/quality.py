@@ -13,6 +13,7 @@ lines to --out. The data folder is JEDIT_DATA, or ../shared/data.
 
 import ast
 import functools
+import inspect
 import itertools
 import json
 import time
@@ -106,12 +107,14 @@ def main(_):
     for seed in map(int, _SEEDS.value):
       head, _, engine = run.partition('/')
       method, *rest = head.split()
-      editor = getattr(jedit, method)(
-        model,
-        made[spec],
-        **arguments(' '.join(rest)),
-        optimise=values.optimiser(model, **arguments(engine)),
-      )
+      make = getattr(jedit, method)
+      offered = {
+        'moment': made[spec],
+        'optimise': values.optimiser(model, **arguments(engine)),
+      }
+      takes = inspect.signature(make).parameters
+      offered = {k: v for k, v in offered.items() if k in takes}
+      editor = make(model, **offered, **arguments(' '.join(rest)))
       texts = generate.contexts(model, params, tokenizer, seed)
       batches = prompts.edit_batches(tokenizer, groups, texts, _BATCH.value)
       edit = jax.jit(functools.partial(jedit.edit_sequence, editor))
