@@ -60,7 +60,8 @@ def _plain(batch: EditBatch) -> EditBatch:
   )  # fmt: skip
 
 
-def _task(model: Model, params: Params, batch: EditBatch, loss: str) -> Task:
+def task_of(model: Model, params: Params, batch: EditBatch, loss: str) -> Task:
+  """The Task of a batch; `loss` as in descent."""
   batch = _plain(batch)
   rows = enter(model, params, batch)
   label, here = batch.label[:, 0], batch.label[:, 0] >= 0
@@ -79,6 +80,16 @@ def _task(model: Model, params: Params, batch: EditBatch, loss: str) -> Task:
 def at_kernel(x: jax.Array) -> Params:
   """{'mlp': {'down': {'kernel': x}}}, as it lies in the site."""
   return {'mlp': {'down': {'kernel': x}}}
+
+
+def keys(
+  model: Model, params: Params, task: Task, delta: Float[Array, 'E F D']
+) -> Float[Array, 'E M F']:
+  """What the site's down-projections see of a task; zero for no token."""
+  site = apply_updates(params['site'], at_kernel(delta))
+  keep = lambda trace: trace.key.astype(jnp.float32)
+  _, out = transformer.run(model, site, task.x, task.at, keep=keep)
+  return out * (task.at.slot < task.at.token.size)[:, None]
 
 
 def onto(basis: Float[Array, 'E F r']) -> optax.GradientTransformation:
@@ -145,7 +156,7 @@ def descent(
     return each.sum() / jnp.maximum(valid.sum(), 1), each
 
   def update(batch: EditBatch, state: DescentState, params: Params):
-    task = _task(model, params, batch, loss)
+    task = task_of(model, params, batch, loss)
     step_of = optimiser(state.memory)
     facts = batch.valid.sum()
     delta = jnp.zeros_like(params['site']['mlp']['down']['kernel'])

@@ -15,14 +15,12 @@ to be `steps` at `lr`, then, if the loss is not below `stop`, `settle` more at a
 tenth of it: Adam's steps do not become shorter as the room gets narrower.
 """
 
-import jax.numpy as jnp
 import optax
 
 from jedit.editors import directions
-from jedit.editors.descent import at_kernel, descent, off
-from jedit.models import transformer
+from jedit.editors.descent import descent, keys, off
 from jedit.models.transformer import Model
-from jedit.types import Editor, apply_updates
+from jedit.types import Editor
 
 
 def kde(
@@ -53,12 +51,8 @@ def kde(
     return directions.none(layers, width, capacity)
 
   def learn(known, params, task, delta):
-    site = apply_updates(params['site'], at_kernel(delta))
-    keep = lambda trace: trace.key
-    _, keys = transformer.run(model, site, task.x, task.at, keep=keep)
-    real = task.at.slot < task.at.token.size
-    keys = keys.astype(jnp.float32) * real[:, None]
-    return directions.extend(known, keys, energy)
+    seen = keys(model, params, task, delta)
+    return directions.extend(known, seen, energy)
 
   def optimiser(known):
     rate = optax.piecewise_constant_schedule(lr, {steps: 0.1})

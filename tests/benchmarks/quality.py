@@ -32,7 +32,9 @@ _FACTS = flags.DEFINE_integer('facts', 60, 'Records, from the first.')
 _BATCH = flags.DEFINE_integer('batch', 20, 'Facts solved together.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Context seeds.')
 _MOMENTS = flags.DEFINE_list(
-  'moments', ['self'], 'self, wikipedia; with :TOKENS for another number.'
+  'moments',
+  ['self'],
+  'self, wikipedia; with :TOKENS for another number; none for methods without.',
 )
 _RUNS = flags.DEFINE_multi_string('run', ['alphaedit'], 'Methods, see above.')
 _LAYERS = flags.DEFINE_list('layers', ['4', '8'], 'Site.')
@@ -95,6 +97,9 @@ def main(_):
   show('before', scores(params))
   made = {}
   for spec in _MOMENTS.value:
+    if spec == 'none':
+      made[spec] = None
+      continue
     start = time.perf_counter()
     made[spec] = moments(model, params, split, tokenizer, spec)
     print(
