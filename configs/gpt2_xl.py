@@ -14,6 +14,8 @@ def get_config(method='alphaedit'):
     layers=(13, 17),
     optimiser={'steps': 20, 'lr': 0.5, 'weight_decay': 0.5, 'clamp': 0.75},
     methods={
+      'fine_tune': {'layers': (1, 1)},
+      'ft_l': {'layers': (0, 0), 'limit': 5e-4},
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 20_000.0},
       'rome': {

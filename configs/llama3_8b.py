@@ -14,6 +14,7 @@ def get_config(method='alphaedit'):
     layers=(4, 8),
     optimiser={'steps': 25, 'lr': 0.1, 'weight_decay': 0.5, 'clamp': 0.75},
     methods={
+      'fine_tune': {'layers': (21, 21)},
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 15_000.0},
       'rome': {

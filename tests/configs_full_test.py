@@ -344,6 +344,18 @@ def test_methods_are_editors_and_what_is_behind_them():
       base.parse(wrong)
 
 
+def test_an_editor_without_targets_has_no_optimiser():
+  module = importlib.import_module('configs.gptj_6b')
+  tuned = module.get_config('ft_l+keep_largest')
+  assert tuned.optimiser.to_dict() == {} and tuned.layers == (0, 0)
+  assert (tuned.editor.loss, tuned.editor.limit) == ('prompt_last', 5e-5)
+  assert module.get_config('ft').editor.limit is None
+  assert module.get_config('fine_tune').layers == (21, 21)
+  tuned.optimiser = {'lr': 1.0}
+  with pytest.raises(JeditError, match='optimiser.lr: ft_l.* takes none'):
+    launch_method.check(tuned)
+
+
 def test_bad_arguments_behind_an_editor_are_refused_at_once():
   module = importlib.import_module('configs.smollm2_135m')
   config = module.get_config('rect')
