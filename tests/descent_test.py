@@ -2,12 +2,13 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jedit import fine_tune
+from jedit import checkpoint, fine_tune
 from jedit.editors import descent, directions
 from jedit.models import transformer
 from jedit.types import apply_updates
@@ -196,6 +197,14 @@ def test_keys_of_a_model_with_biases():
   real = want.shape[1]
   assert real < got.shape[1] and not got[:, real:].any()
   np.testing.assert_allclose(got[:, :real], want, atol=1e-4)
+
+
+def test_a_checkpoint_keeps_a_report_without_residual(tmp_path):
+  _, state = editors_test.first('kde')
+  checkpoint.save(tmp_path / 'a', state)
+  found = checkpoint.load(tmp_path / 'a', state)
+  chex.assert_trees_all_equal(found, state)
+  assert found.report.residual.shape == (0,)
 
 
 def grown(basis, keys, energy, capacity):
