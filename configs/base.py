@@ -10,34 +10,47 @@ from jedit import editors, updates, values
 # Names for an editor with arguments, or with transformations behind it.
 _NAMES = {
   'memit_history': ('memit', {'remember': True}),
+  'ft': ('fine_tune', {'loss': 'prompt_last'}),
+  'ft_l': ('fine_tune', {'loss': 'prompt_last', 'limit': 5e-4}),
   'rect': ('memit+keep_largest', {}),
   'prune': ('memit+clamp_singular', {}),
 }
-METHODS = (*editors.__all__, *_NAMES)
+# Where a model's file says nothing of an editor, whose numbers it takes.
+_LIKE = {
+  'adaedit': 'memit',
+  'alphaedit_plus': 'alphaedit',
+  'null_space': 'alphaedit',
+  'pmet': 'memit',
+}
+_EDITORS = [name for name in editors.__all__ if name != 'blue']
+METHODS = (*_EDITORS, *_NAMES)
 
 
 def parse(method: str) -> tuple[str, dict, list[str]]:
-  """(editor, arguments, transformations) of "EDITOR+TRANSFORMATION+...".
+  """(editor, arguments, what is behind) of "EDITOR+TRANSFORMATION+...+blue".
 
-  The first part may be a name of _NAMES.
+  The first part may be a name of _NAMES; blue is a wrapper of all before it.
   """
   name, *behind = method.split('+')
   whole, arguments = _NAMES.get(name, (name, {}))
   editor, *first = whole.split('+')
-  if editor not in editors.__all__:
+  if editor not in _EDITORS:
     raise ValueError(f'method {name!r}: choose one of {", ".join(METHODS)}')
   behind = first + behind
-  for part in behind:
+  inside = behind[:-1] if behind and behind[-1] == 'blue' else behind
+  for part in inside:
     if part not in updates.__all__:
-      known = ', '.join(updates.__all__)
+      known = ', '.join([*updates.__all__, 'blue (last)'])
       raise ValueError(f'method {method!r}: behind a + goes one of {known}')
   if len(set(behind)) < len(behind):
     raise ValueError(f'method {method!r}: a transformation comes twice')
-  if 'fuse' in behind[1:] or 'clamp_singular' in behind[:-1]:
+  if 'fuse' in inside[1:] or 'clamp_singular' in inside[:-1]:
     raise ValueError(
       f'method {method!r}: fuse comes first, it needs the rank of a batch; '
       'clamp_singular comes last, it counts what is given out'
     )
+  if inside != behind and not needs(editor, 'moment'):
+    raise ValueError(f'method {method!r}: blue needs a closed-form editor')
   return editor, arguments, behind
 
 
@@ -48,6 +61,11 @@ def defaults(function: Callable) -> dict:
     for p in inspect.signature(function).parameters.values()
     if p.default is not p.empty and p.name != 'optimise'
   }
+
+
+def needs(editor: str, argument: str) -> bool:
+  """Whether an editor takes second moments, a value engine, a network, ..."""
+  return argument in inspect.signature(getattr(editors, editor)).parameters
 
 
 def get_config(
@@ -65,28 +83,37 @@ def get_config(
     method: see parse: alphaedit, memit_history, rect, memit+fuse, ...
     model: what jedit.load opens.
     layers: first and last edited layer.
-    optimiser: arguments of values.optimiser.
-    methods: arguments of the editors, by name; 'layers', 'batch_size' and
-      'optimiser' (the arguments that differ) where a method departs.
+    optimiser: arguments of values.optimiser, for editors that use it.
+    methods: arguments of the editors, by the editor's name, the first part of
+      the method's or all of it; 'layers', 'batch_size' and 'optimiser' (the
+      arguments that differ) where a method departs.
     **departures: other fields below.
   """
   methods = dict(methods or {})
   editor, extra, behind = parse(method)
-  name = method.split('+')[0]
-  chosen = {**methods.get(editor, {}), **methods.get(name, {}), **extra}
+  names = _LIKE.get(editor, ''), editor, method.split('+')[0], method
+  like, own, named, whole = (dict(methods.get(n, {})) for n in names)
+  takes = defaults(getattr(editors, editor))
+  like = {k: v for k, v in like.items() if k in takes}
+  chosen = {**like, **own, **extra, **named, **whole}
   layers = chosen.pop('layers', layers)
   if 'batch_size' in chosen:
     departures = departures | {'batch_size': chosen.pop('batch_size')}
-  optimiser = dict(optimiser or {}) | chosen.pop('optimiser', {})
+  engine = editors.ENGINES.get(editor, {}) | chosen.pop('optimiser', {})
+  optimiser = defaults(values.optimiser) | dict(optimiser or {}) | engine
+  if not needs(editor, 'optimise'):
+    optimiser = {}
   config = ConfigDict(
     {
       # What is edited.
       'model': model,
       'layers': tuple(layers),
       'method': method,
-      'editor': {'name': editor} | defaults(getattr(editors, editor)) | chosen,
-      'updates': {n: defaults(getattr(updates, n)) for n in behind},
-      'optimiser': defaults(values.optimiser) | optimiser,
+      'editor': {'name': editor} | takes | chosen,
+      'updates': {
+        n: defaults(getattr(updates, n)) for n in behind if n != 'blue'
+      },
+      'optimiser': optimiser,
       # Which facts, and how they are put to the model.
       'requests': '',  # a file; '' is the set that jedit ships
       'num_edits': 0,  # 0: all
@@ -103,6 +130,9 @@ def get_config(
       'corpus_tokens': 100_000,  # 0: all
       'corpus_window': 256,
       'self_text_start': '',  # '' is the BOS or EOS token
+      # alphaedit_plus: contexts (one that no value is optimised on) or
+      # test_prompts (the released code's leak of the evaluation's paraphrases).
+      'validation': 'contexts',
       # mend: the folder that launch.train_mend wrote.
       'network': '',
       # The run.

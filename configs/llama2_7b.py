@@ -15,7 +15,16 @@ def get_config(method='alphaedit'):
     layers=(4, 8),
     optimiser={'steps': 25, 'lr': 0.5, 'weight_decay': 0.001, 'clamp': 4.0},
     methods={
+      'fine_tune': {'layers': (21, 21)},
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
+      'pmet': {
+        'optimiser': {
+          'steps': 20,
+          'lr': 0.5,
+          'clamp': 1.0,
+          'kl_factor': 0.0625,
+        },
+      },
       'memit': {'weight': 15_000.0},
       'rome': {'batch_size': 1, 'layers': (5, 5)},
       'emmet': {'layers': (5, 5)},

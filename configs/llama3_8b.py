@@ -14,12 +14,15 @@ def get_config(method='alphaedit'):
     layers=(4, 8),
     optimiser={'steps': 25, 'lr': 0.1, 'weight_decay': 0.5, 'clamp': 0.75},
     methods={
+      'fine_tune': {'layers': (21, 21)},
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
+      'alphaedit+blue': {'ridge': 1.0},
+      'alphaedit_plus': {'threshold': 0.015, 'gain': 1.8e-4},
       'memit': {'weight': 15_000.0},
       'rome': {
         'batch_size': 1,
         'layers': (5, 5),
-        'optimiser': {'lr': 0.5, 'weight_decay': 0.001, 'clamp': 4.0},
+        'optimiser': {'lr': 0.5, 'weight_decay': 0.001},
       },
       'emmet': {'layers': (5, 5)},
     },

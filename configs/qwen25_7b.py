@@ -15,6 +15,7 @@ def get_config(method='alphaedit'):
     layers=(4, 8),
     optimiser={'steps': 25, 'lr': 0.5, 'weight_decay': 0.001, 'clamp': 4.0},
     methods={
+      'fine_tune': {'layers': (27, 27)},
       'alphaedit': {'threshold': 0.02, 'ridge': 1.0},
       'memit': {'weight': 15_000.0},
       'rome': {'batch_size': 1, 'layers': (5, 5)},

@@ -49,11 +49,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   part.rename(path)
 
 
+def _filled(tree):
+  """None for the arrays without entries, which orbax does not take."""
+  return jax.tree.map(lambda x: x if x.size else None, tree)
+
+
 def save(path: str | os.PathLike, tree) -> None:
   """Orbax checkpoint of a pytree of arrays; replaces an older one."""
   path = pathlib.Path(path).absolute()
   try:
-    ocp.save(path, jax.tree.map(jnp.asarray, tree), overwrite=True)
+    ocp.save(path, _filled(jax.tree.map(jnp.asarray, tree)), overwrite=True)
   except (OSError, ValueError) as e:  # ValueError is tensorstore's
     raise JeditError(
       f'{path} cannot be written: {e}; if the disk is full, free space and '
@@ -73,12 +78,15 @@ def load(path: str | os.PathLike, like):
     like,
   )
   try:
-    return ocp.load(path, like)
+    found = ocp.load(path, _filled(like))
   except Exception as e:  # orbax raises many kinds for a damaged folder
     raise JeditError(
       f'checkpoint {path} is damaged or of another run ({type(e).__name__}); '
       'remove it to resume from the one before'
     ) from e
+  none = lambda x: x is None
+  fill = lambda x, y: jnp.zeros(y.shape, y.dtype) if none(x) else x
+  return jax.tree.map(fill, found, like, is_leaf=none)
 
 
 def steps(folder: str | os.PathLike) -> list[int]:

@@ -57,6 +57,14 @@ def run(config: ConfigDict, workdir: str = '') -> None:
     home / 'contexts.json',
     lambda: generate.contexts(model, params, tokenizer, config.seed),
   )
+  held = ()
+  if method.needs_validation(config):
+    held = config.validation
+  if held == 'contexts':
+    held = folder.remembered(
+      home / 'held_out.json',
+      lambda: generate.contexts(model, params, tokenizer, config.seed + 1)[:1],
+    )
   batches = prompts.edit_batches(
     tokenizer,
     groups,
@@ -65,6 +73,7 @@ def run(config: ConfigDict, workdir: str = '') -> None:
     config.rendering,
     model.config.context_length,
     config.lookup,
+    held,
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)

@@ -1,6 +1,6 @@
 """The method a config names: an editor and what is chained behind it."""
 
-import inspect
+import functools
 
 import optax
 from ml_collections import ConfigDict
@@ -15,35 +15,43 @@ def build(config: ConfigDict, loaded: Loaded, moment):
   """The editor a config names, its arguments checked."""
   check(config)
   arguments = config.editor.to_dict()
-  make = getattr(editors, arguments.pop('name'))
-  takes = inspect.signature(make).parameters
-  if 'moment' in takes:
-    arguments['moment'] = moment
-  if 'network' in takes:
+  name = arguments.pop('name')
+  if base.needs(name, 'network'):
     if not config.network:
       raise JeditError(
         'config.network: name the folder of a network that launch.train_mend '
         'has trained'
       )
     arguments['network'] = hypernetwork.load(config.network)
-  if 'optimise' in takes:
+  if base.needs(name, 'optimise'):
     optimise = values.optimiser(loaded.model, **config.optimiser)
     arguments['optimise'] = optimise
-  editor = make(loaded.model, **arguments)
+  make = functools.partial(getattr(editors, name), loaded.model, **arguments)
+  chain = lambda editor: optax.chain(editor, *behind) if behind else editor
   behind = _behind(config)
-  return optax.chain(editor, *behind) if behind else editor
+  if not base.needs(name, 'moment'):
+    return chain(make())
+  host = lambda moment: chain(make(moment))
+  wrapped = base.parse(config.method)[2][-1:] == ['blue']
+  return editors.blue(host, moment) if wrapped else host(moment)
 
 
 def needs_moment(config: ConfigDict) -> bool:
   """Whether the editor takes second moments."""
-  editor = getattr(editors, base.parse(config.method)[0])
-  return 'moment' in inspect.signature(editor).parameters
+  return base.needs(config.editor.name, 'moment')
+
+
+def needs_validation(config: ConfigDict) -> bool:
+  """Whether the editor chooses by validation rows."""
+  return bool(config.editor.get('smooth', False))
 
 
 def _behind(config: ConfigDict) -> list[optax.GradientTransformation]:
   """The transformations behind the editor."""
   out = []
   for name in base.parse(config.method)[2]:
+    if name == 'blue':
+      continue
     arguments = config.updates[name].to_dict()
     if name == 'fuse' and not arguments['size']:
       arguments['size'] = max(arguments['rank'], config.batch_size)
@@ -57,16 +65,19 @@ def check(config: ConfigDict) -> None:
     name, _, behind = base.parse(config.method)
   except ValueError as e:
     raise JeditError(str(e)) from e
-  if config.editor.get('name') != name or set(config.updates) != set(behind):
+  if config.editor.get('name') != name or set(config.updates) != set(behind) - {
+    'blue'
+  }:
     raise JeditError(
       f'config.method={config.method!r} is not the method that the config was '
       'made for; choose it as --config=FILE:METHOD'
     )
   arguments = config.editor.to_dict()
   del arguments['name']
+  engine = values.optimiser if base.needs(name, 'optimise') else lambda: None
   for field, given, function in (
     ('editor', arguments, getattr(editors, name)),
-    ('optimiser', config.optimiser, values.optimiser),
+    ('optimiser', config.optimiser, engine),
     *(
       (f'updates.{n}', args, getattr(updates, n))
       for n, args in config.updates.items()
@@ -76,6 +87,7 @@ def check(config: ConfigDict) -> None:
     wrong = sorted(set(given) - set(takes))
     if wrong:
       raise JeditError(
-        f'config.{field}.{wrong[0]}: {config.method} takes {", ".join(takes)}'
+        f'config.{field}.{wrong[0]}: {config.method} takes '
+        f'{", ".join(takes) or "none"}'
       )
   _behind(config)  # refuses bad arguments before anything is computed

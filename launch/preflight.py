@@ -35,26 +35,32 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
   """Prints the plan and refuses one that does not fit."""
   c, (lo, hi) = loaded.model.config, config.layers
   weights = sum(x.nbytes for x in jax.tree.leaves(loaded.params))
-  head, tail, _, scored = batches.budget
-  above = c.num_layers - 1 - hi
-  rows = batches.valid.shape[1] * batches.head_len.shape[2]
+  head, tail, plain, scored = batches.budget
+  sites, above = hi - lo + 1, c.num_layers - 1 - hi
+  asked, per = batches.valid.shape[1], batches.head_len.shape[2]
   slots = batches.prefix.shape[-1] + batches.head.shape[-1]
-  cached = 8 * above * rows * slots * c.num_kv_heads * c.head_dim
-  saved = 4 * above * tail * (4 * c.mlp_width + 10 * c.width)
-  logits = 3 * 4 * (scored + batches.valid.shape[1]) * c.vocab_size
-  sites = hi - lo + 1
+  cached = 8 * above * asked * per * slots * c.num_kv_heads * c.head_dim
   state = 3 * 4 * sites * c.mlp_width**2
+  below, deep, read = head + tail, above, scored + asked
+  if config.optimiser:
+    steps, tokens = config.optimiser.get('steps', 25) - 1, tail
+  else:  # a gradient editor: the plain prompts, from the site on
+    steps = config.editor.get('steps', 1) + config.editor.get('settle', 0) + 1
+    tokens = below = plain + tail // (per - 1)
+    deep, read, cached = above + sites, scored // (per - 1), 0
+    state += 6 * 4 * sites * c.mlp_width * c.width  # Adam's
+  saved = 4 * deep * tokens * (4 * c.mlp_width + 10 * c.width)
+  logits = 3 * 4 * read * c.vocab_size
   layer = 2 * (
     c.width * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
     + 3 * c.width * c.mlp_width
   )
-  steps = config.optimiser.get('steps', 25) - 1
-  work = layer * ((head + tail) * c.num_layers + 2 * steps * tail * above)
-  work += 4 * steps * (scored + batches.valid.shape[1]) * c.width * c.vocab_size
+  work = layer * (below * c.num_layers + 2 * steps * tokens * deep)
+  work += 4 * steps * read * c.width * c.vocab_size
   seconds = work * batches.valid.shape[0] / (0.7 * matmul_rate())
   parts = {
     'weights': 2 * weights,
-    'values': saved + cached + logits,
+    'values' if config.optimiser else 'descent': saved + cached + logits,
     'prior': state,
   }
   need = sum(parts.values())

@@ -304,7 +304,7 @@ def test_published_config_gives_the_published_size(name):
 def test_config_file_fits_its_model(name):
   published = _MODELS[name][0]
   module = importlib.import_module(f'configs.{name}')
-  for method in (*base.METHODS, 'alphaedit+fuse+clamp_singular'):
+  for method in (*base.METHODS, 'alphaedit+fuse+clamp_singular', 'rect+blue'):
     config = module.get_config(method)
     assert isinstance(config, ml_collections.ConfigDict)
     launch_method.check(config)
@@ -330,7 +330,8 @@ def test_methods_are_editors_and_what_is_behind_them():
   assert base.parse('memit_history')[:2] == ('memit', {'remember': True})
   want = 'memit', {}, ['keep_largest', 'clamp_singular']
   assert base.parse('rect+clamp_singular') == want
-  with pytest.raises(ValueError, match="'mimet': choose one of alphaedit"):
+  assert base.parse('rect+blue')[2] == ['keep_largest', 'blue']
+  with pytest.raises(ValueError, match="'mimet': choose one of .*alphaedit"):
     base.parse('mimet+fuse')
   with pytest.raises(ValueError, match='behind a . goes one of .*keep_largest'):
     base.parse('memit+alphaedit')
@@ -339,9 +340,36 @@ def test_methods_are_editors_and_what_is_behind_them():
     'rect+keep_largest': 'comes twice',
     'rect+fuse': 'fuse comes first',
     'prune+keep_top': 'clamp_singular comes last',
+    'memit+blue+fuse': 'behind a',
+    'fine_tune+blue': 'closed-form',
   }.items():
     with pytest.raises(ValueError, match=words):
       base.parse(wrong)
+
+
+def test_numbers_of_a_method_that_is_like_another():
+  module = importlib.import_module('configs.gptj_6b')
+  plus = module.get_config('alphaedit_plus').editor
+  assert (plus.ridge, plus.threshold, plus.gain) == (10.0, 0.017, 1.2e-4)
+  assert module.get_config('pmet').editor.weight == 6000
+  assert module.get_config('adaedit').editor.weight == 15_000
+  assert module.get_config('alphaedit+blue').editor.ridge == 95
+  pmet = module.get_config('pmet').optimiser
+  assert (pmet.point, pmet.lr, pmet.steps) == ('mlp+attention', 0.2, 30)
+  assert pmet.clamp == 0.75  # the model's own
+  assert module.get_config('rome').optimiser.clamp == 4.0
+
+
+def test_an_editor_without_targets_has_no_optimiser():
+  module = importlib.import_module('configs.gptj_6b')
+  tuned = module.get_config('ft_l+keep_largest')
+  assert tuned.optimiser.to_dict() == {} and tuned.layers == (0, 0)
+  assert (tuned.editor.loss, tuned.editor.limit) == ('prompt_last', 5e-5)
+  assert module.get_config('ft').editor.limit is None
+  assert module.get_config('fine_tune').layers == (21, 21)
+  tuned.optimiser = {'lr': 1.0}
+  with pytest.raises(JeditError, match='optimiser.lr: ft_l.* takes none'):
+    launch_method.check(tuned)
 
 
 def test_bad_arguments_behind_an_editor_are_refused_at_once():

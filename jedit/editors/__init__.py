@@ -1,4 +1,4 @@
-"""The editors: one page each; those in closed form over least_squares.py."""
+"""The editors: one page each; most over least_squares.py or descent.py."""
 
 from jedit.editors.adaedit import ENGINE as _ADAEDIT
 from jedit.editors.adaedit import adaedit
@@ -6,8 +6,11 @@ from jedit.editors.alphaedit import alphaedit
 from jedit.editors.alphaedit_plus import alphaedit_plus
 from jedit.editors.blue import blue
 from jedit.editors.emmet import emmet
+from jedit.editors.fine_tune import fine_tune
+from jedit.editors.kde import kde
 from jedit.editors.memit import memit
 from jedit.editors.mend import mend
+from jedit.editors.null_space import null_space
 from jedit.editors.pmet import ENGINE as _PMET
 from jedit.editors.pmet import pmet
 from jedit.editors.rome import ENGINE as _ROME
@@ -20,8 +23,11 @@ __all__ = [
   'alphaedit_plus',
   'blue',
   'emmet',
+  'fine_tune',
+  'kde',
   'memit',
   'mend',
+  'null_space',
   'pmet',
   'rome',
   'ultraedit',

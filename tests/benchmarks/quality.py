@@ -13,6 +13,7 @@ lines to --out. The data folder is JEDIT_DATA, or ../shared/data.
 
 import ast
 import functools
+import inspect
 import itertools
 import json
 import time
@@ -31,7 +32,9 @@ _FACTS = flags.DEFINE_integer('facts', 60, 'Records, from the first.')
 _BATCH = flags.DEFINE_integer('batch', 20, 'Facts solved together.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Context seeds.')
 _MOMENTS = flags.DEFINE_list(
-  'moments', ['self'], 'self, wikipedia; with :TOKENS for another number.'
+  'moments',
+  ['self'],
+  'self, wikipedia; with :TOKENS for another number; none for methods without.',
 )
 _RUNS = flags.DEFINE_multi_string('run', ['alphaedit'], 'Methods, see above.')
 _LAYERS = flags.DEFINE_list('layers', ['4', '8'], 'Site.')
@@ -94,6 +97,9 @@ def main(_):
   show('before', scores(params))
   made = {}
   for spec in _MOMENTS.value:
+    if spec == 'none':
+      made[spec] = None
+      continue
     start = time.perf_counter()
     made[spec] = moments(model, params, split, tokenizer, spec)
     print(
@@ -106,12 +112,14 @@ def main(_):
     for seed in map(int, _SEEDS.value):
       head, _, engine = run.partition('/')
       method, *rest = head.split()
-      editor = getattr(jedit, method)(
-        model,
-        made[spec],
-        **arguments(' '.join(rest)),
-        optimise=values.optimiser(model, **arguments(engine)),
-      )
+      make = getattr(jedit, method)
+      offered = {
+        'moment': made[spec],
+        'optimise': values.optimiser(model, **arguments(engine)),
+      }
+      takes = inspect.signature(make).parameters
+      offered = {k: v for k, v in offered.items() if k in takes}
+      editor = make(model, **offered, **arguments(' '.join(rest)))
       texts = generate.contexts(model, params, tokenizer, seed)
       batches = prompts.edit_batches(tokenizer, groups, texts, _BATCH.value)
       edit = jax.jit(functools.partial(jedit.edit_sequence, editor))

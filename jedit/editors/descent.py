@@ -1,0 +1,200 @@
+"""The body shared by the gradient editors: Adam on the down-projections.
+
+    min over dW of  mean_b  mean_i  -log p(t_i | prompt_b, t_<i)
+
+over the plain prompt alone (row 0). What lies below the site runs once a batch;
+a step runs the site and what is above it, and reads logits at scored positions.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jedit.models import transformer
+from jedit.models.transformer import Layout, Model
+from jedit.rows import enter
+from jedit.types import EditBatch, Editor, EditReport, Params, apply_updates
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class DescentState(NamedTuple):
+  """State of a gradient editor.
+
+  Attributes:
+    memory: what the method carries from batch to batch.
+    count: int32 [], requests seen.
+    report: EditReport of the last batch, with no residual: nothing is solved.
+  """
+
+  memory: Any
+  count: jax.Array
+  report: EditReport
+
+
+class Task(NamedTuple):
+  """The plain rows at the entrance of the site, and what is scored."""
+
+  x: jax.Array  # [M, D]
+  at: Layout  # of the grid [B, P + S]
+  token: jax.Array  # [Q], packed index whose logits are read
+  label: jax.Array  # [Q]
+  weight: jax.Array  # [Q], 1 / target tokens; 0 where nothing is scored
+  fact: jax.Array  # [Q]
+
+
+def _plain(batch: EditBatch) -> EditBatch:
+  """Row 0 of every request, as a batch of its own."""
+  one = lambda x: x[:, :1]
+  count, per, long = batch.tail.shape
+  _, tails, plain, scored = batch.budget
+  budget = (plain, min(tails, count * (long - 1)), plain, scored // (per - 1))
+  return EditBatch(
+    batch.prefix[:1, :1], batch.prefix_len[:1], one(batch.head),
+    one(batch.head_len), one(batch.tail), one(batch.tail_len),
+    one(batch.label), batch.valid, budget,
+  )  # fmt: skip
+
+
+def task_of(model: Model, params: Params, batch: EditBatch, loss: str) -> Task:
+  """The Task of a batch; `loss` as in descent."""
+  batch = _plain(batch)
+  rows = enter(model, params, batch)
+  label, here = batch.label[:, 0], batch.label[:, 0] >= 0
+  token = rows.at.token[:, batch.head.shape[-1] :]
+  if loss == 'prompt_last':
+    first = jnp.argmax(here, axis=1, keepdims=True)
+    token = jnp.take_along_axis(token, first, axis=1)
+  flat = lambda x: jnp.broadcast_to(x, label.shape).ravel()
+  weight = 1 / jnp.maximum(here.sum(1, keepdims=True), 1)
+  slot = jnp.nonzero(here.ravel(), size=batch.budget[3], fill_value=here.size)
+  pick = lambda x: transformer.take(flat(x), slot[0])
+  fact = slot[0] // label.shape[1]
+  return Task(rows.x, rows.at, pick(token), pick(label), pick(weight), fact)
+
+
+def at_kernel(x: jax.Array) -> Params:
+  """{'mlp': {'down': {'kernel': x}}}, as it lies in the site."""
+  return {'mlp': {'down': {'kernel': x}}}
+
+
+def keys(
+  model: Model, params: Params, task: Task, delta: Float[Array, 'E F D']
+) -> Float[Array, 'E M F']:
+  """What the site's down-projections see of a task; zero for no token."""
+  site = apply_updates(params['site'], at_kernel(delta))
+  keep = lambda trace: trace.key.astype(jnp.float32)
+  _, out = transformer.run(model, site, task.x, task.at, keep=keep)
+  return out * (task.at.slot < task.at.token.size)[:, None]
+
+
+def onto(basis: Float[Array, 'E F r']) -> optax.GradientTransformation:
+  """g <- B B' g of every layer, B with orthonormal (or zero) columns."""
+
+  def project(g, params=None):
+    del params
+    inside = jnp.einsum('efr,efd->erd', basis, g, precision=_HIGHEST)
+    return jnp.einsum('efr,erd->efd', basis, inside, precision=_HIGHEST)
+
+  return optax.stateless(project)
+
+
+def off(basis: Float[Array, 'E F r']) -> optax.GradientTransformation:
+  """g <- g - B B' g of every layer."""
+  inside = onto(basis).update
+  return optax.stateless(lambda g, params: g - inside(g, None)[0])
+
+
+def descent(
+  model: Model,
+  optimiser: Callable[[Any], optax.GradientTransformation],
+  *,
+  steps: int,
+  stop: float,
+  limit: float | None = None,
+  loss: Literal['target', 'prompt_last'] = 'target',
+  start: Callable[[Params], Any] = lambda params: (),
+  learn: Callable[..., Any] = lambda memory, *_: memory,
+) -> Editor:
+  """Editor that descends the targets' loss, afresh for every batch.
+
+  Args:
+    model: the network; params must be split at the site.
+    optimiser: memory -> what makes a step [E, F, D] of a gradient.
+    steps: most steps a batch.
+    stop: no further step once the batch's mean loss is below.
+    limit: largest change of an entry within a batch; None is no limit.
+    loss: "target" scores every target token after the ones before it;
+      "prompt_last" all of them where the prompt ends.
+    start: params -> memory before the first batch.
+    learn: (memory, params, task, dW) -> memory after a batch.
+
+  Returns:
+    optax transformation: update(batch, state, params) gives
+    {'site': {'mlp': {'down': {'kernel': dW [E, F, D]}}}} and a DescentState.
+    In its report `steps` counts each step once for every request of the batch;
+    `loss` and `reached` are those of the weights that are handed out.
+  """
+
+  def init(params):
+    zero = jnp.zeros((), jnp.int32)
+    report = EditReport(zero, zero, zero, jnp.zeros(()), jnp.zeros(0))
+    return DescentState(start(params), zero, report)
+
+  def losses(delta, params, task: Task, valid):
+    """(mean loss, loss of each request [B]) with the kernels moved by delta."""
+    site = apply_updates(params['site'], at_kernel(delta))
+    x, _ = transformer.run(model, site, task.x, task.at)
+    x, _ = transformer.run(model, params['above'], x, task.at)
+    logits = model.logits(params, transformer.take(x, task.token))
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, task.label)
+    each = jax.ops.segment_sum(nll * task.weight, task.fact, valid.size)
+    return each.sum() / jnp.maximum(valid.sum(), 1), each
+
+  def update(batch: EditBatch, state: DescentState, params: Params):
+    task = task_of(model, params, batch, loss)
+    step_of = optimiser(state.memory)
+    facts = batch.valid.sum()
+    delta = jnp.zeros_like(params['site']['mlp']['down']['kernel'])
+
+    def step(c):
+      (mean, each), gradient = jax.value_and_grad(losses, has_aux=True)(
+        c['delta'], params, task, batch.valid
+      )
+      done = (mean < stop) | (c['steps'] == steps)
+      moved, inner = step_of.update(gradient, c['inner'], c['delta'])
+      moved = c['delta'] + moved
+      if limit is not None:
+        moved = jnp.clip(moved, -limit, limit)
+      return {
+        'delta': jnp.where(done, c['delta'], moved),
+        'inner': inner,
+        'each': each,
+        'steps': c['steps'] + ~done,
+        'done': done,
+      }
+
+    carry = {
+      'delta': delta,
+      'inner': step_of.init(delta),
+      'each': jnp.zeros(batch.valid.size),
+      'steps': jnp.zeros((), jnp.int32),
+      'done': facts == 0,
+    }
+    out = jax.lax.while_loop(lambda c: ~c['done'], step, carry)
+    report = EditReport(
+      facts,
+      jnp.sum(batch.valid & (out['each'] < stop)),
+      out['steps'] * facts,
+      out['each'].sum() / jnp.maximum(facts, 1),
+      jnp.zeros(0),
+    )
+    memory = learn(state.memory, params, task, out['delta'])
+    new = DescentState(memory, state.count + facts, report)
+    return {'site': at_kernel(out['delta'])}, new
+
+  return optax.GradientTransformation(init, update)

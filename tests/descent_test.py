@@ -1,0 +1,241 @@
+"""Gradient editors against Adam in NumPy float64 over whole rows."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jedit import checkpoint, fine_tune
+from jedit.editors import descent, directions
+from jedit.models import transformer
+from jedit.types import apply_updates
+from tests import editors_test, oracle, tiny
+from tests.editors_test import kernel
+
+_LR, _STOP = 5e-3, 0.1  # those of editors_test
+
+
+def batch_of(name, n):
+  return jax.tree.map(lambda x: x[n], editors_test.make(name)[3])
+
+
+@functools.cache
+def slope():
+  """Jitted ((mean, losses [B]), gradient) of whole plain rows."""
+  model, _ = tiny.model()
+
+  def losses(delta, params, tokens, position, label, weight):
+    update = {'site': descent.at_kernel(delta)}
+    whole = transformer.join(apply_updates(params, update))
+
+    def one(tokens, position, label, weight):
+      logits, _, _ = tiny.forward(model, whole, tokens)
+      chance = jax.nn.log_softmax(logits)[position, label]
+      return -jnp.sum(weight * chance)
+
+    each = jax.vmap(one)(tokens, position, label, weight)
+    return each.mean(), each
+
+  return jax.jit(jax.value_and_grad(losses, has_aux=True))
+
+
+def scored(batch, loss):
+  """(tokens [B, T], position, label, weight [B, 3]) of the valid requests."""
+  tokens, _, label = (
+    x[np.asarray(batch.valid)] for x in tiny.whole_rows(batch)
+  )
+  tokens, label = tokens[:, 0], label[:, 0]
+  out = np.zeros((3, len(tokens), 3))
+  for b, row in enumerate(label):
+    at = np.flatnonzero(row >= 0)
+    where = at if loss == 'target' else at[:1]
+    out[0, b, : at.size], out[1, b, : at.size] = where, row[at]
+    out[2, b, : at.size] = 1 / at.size
+  return tokens, *out[:2].astype(np.int32), np.float32(out[2])
+
+
+def loop(
+  params, batch, rates, loss='target', limit=np.inf,
+  before=lambda g: g, after=lambda g: g,
+):  # fmt: skip
+  """(dW, steps taken, losses [B]) by Adam's paper, a rate a step."""
+  data = scored(batch, loss)
+  delta = np.zeros(kernel(params).shape)
+  m, v = np.zeros_like(delta), np.zeros_like(delta)
+  for t in range(len(rates) + 1):
+    (mean, each), g = slope()(jnp.float32(delta), params, *data)
+    if mean < _STOP or t == len(rates):
+      return delta, t, np.asarray(each)
+    g = before(np.asarray(g, np.float64))
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    scale = np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8
+    step = -rates[t] * m / (1 - 0.9 ** (t + 1)) / scale
+    delta = np.clip(delta + after(step), -limit, limit)
+
+
+def check(updates, report, want, tolerance=1e-4):
+  delta, steps, each = want
+  got = kernel(updates)
+  for a, b in zip(got, delta, strict=True):
+    assert np.linalg.norm(a - b) < tolerance * np.linalg.norm(b)
+  assert int(report.steps) == steps * each.size
+  assert int(report.reached) == (each < _STOP).sum()
+  np.testing.assert_allclose(report.loss, each.mean(), rtol=1e-3)
+
+
+def keys_of(params, batch, family='llama'):
+  """Keys [E, M, F] of all tokens of the valid plain rows, float64."""
+  model, _ = tiny.model(family)
+  tokens, _, _ = tiny.whole_rows(batch)
+  _, _, keys = tiny.trace(model, transformer.join(params), tokens[:, 0])
+  size = np.asarray(batch.head_len + batch.tail_len)[:, 0]
+  low, high = tiny.SITE
+  rows = [
+    k[low : high + 1, :n]
+    for k, n, ok in zip(np.asarray(keys), size, batch.valid, strict=True)
+    if ok
+  ]
+  return np.concatenate(rows, 1).astype(np.float64)
+
+
+@pytest.mark.parametrize('n', [0, 1])  # 1: a request is padding
+def test_fine_tune(n):
+  _, params, state, _ = editors_test.make('fine_tune')
+  batch = batch_of('fine_tune', n)
+  updates, state = editors_test.step('fine_tune')(batch, state, params)
+  want = loop(params, batch, 25 * [_LR])
+  assert 5 < want[1] < 25
+  check(updates, state.report, want)
+  edited = apply_updates(params, updates)
+  again, state = editors_test.step('fine_tune')(batch, state, edited)
+  assert not kernel(again).any() and int(state.report.steps) == 0
+
+
+def test_where_the_prompt_ends_and_within_a_limit():
+  """The published FT-L: all of a target's tokens at one position."""
+  model, params = tiny.model()
+  params = tiny.split(params)
+  batch = tiny.batch(3, seed=5)
+  assert (scored(batch, 'target')[2][:, 1] > 0).any()  # long targets
+  editor = fine_tune(model, lr=_LR, steps=5, limit=0.012, loss='prompt_last')
+  step = jax.jit(editor.update)
+  updates, state = step(batch, editor.init(params), params)
+  want = loop(params, batch, 5 * [_LR], 'prompt_last', 0.012)
+  check(updates, state.report, want)
+  assert want[1] == 5
+  size = np.abs(kernel(updates))
+  assert size.max() <= 0.012 and 0.1 < (size >= 0.0119).mean() < 0.9
+  # The limit counts from where a batch starts.
+  more, _ = step(batch, state, apply_updates(params, updates))
+  assert np.abs(kernel(updates) + kernel(more)).max() > 0.015
+
+
+def test_null_space():
+  _, params, _, _ = editors_test.make('null_space')
+  moment = tiny.moment().moment.astype(np.float64)
+  limit = editors_test._THRESHOLD
+  p = np.stack(
+    [oracle.projector(c, limit * np.linalg.eigvalsh(c).max()) for c in moment]
+  )
+  updates, state = editors_test.first('null_space')
+  batch = batch_of('null_space', 0)
+  want = loop(params, batch, 25 * [_LR], after=lambda g: p @ g)
+  check(updates, state.report, want, 1e-3)
+  delta = kernel(updates)
+  assert np.linalg.norm(p @ delta - delta) < 1e-5 * np.linalg.norm(delta)
+
+
+def test_kde_with_an_empty_cache_is_fine_tuning():
+  updates, state = editors_test.first('kde')
+  free, other = editors_test.first('fine_tune')
+  assert int(state.report.steps) == int(other.report.steps) > 0
+  np.testing.assert_allclose(kernel(updates), kernel(free), atol=1e-6)
+
+
+def test_kde_leaves_earlier_prompts_alone():
+  model, _ = tiny.model()
+  _, params, _, _ = editors_test.make('kde')
+  updates, state = editors_test.first('kde')
+  params = apply_updates(params, updates)
+  past = keys_of(params, batch_of('kde', 0))
+  batch = batch_of('kde', 1)
+  again, state = editors_test.step('kde')(batch, state, params)
+  delta = kernel(again)
+  scale = np.linalg.norm(past) * np.linalg.norm(delta)
+  assert np.linalg.norm(past @ delta) < 1e-5 * scale
+  tokens, _, label = (x[:, 0] for x in tiny.whole_rows(batch_of('kde', 0)))
+  said = lambda p: tiny.trace(model, transformer.join(p), tokens)[0]
+  now, then = said(apply_updates(params, again))[label >= 0], said(params)
+  np.testing.assert_allclose(now, then[label >= 0], atol=1e-3)
+
+  _, size, rows = np.linalg.svd(past, full_matrices=False)
+  rows = rows * (size > 1e-6 * size[:, :1])[:, :, None]
+  aside = lambda g: g - rows.mT @ (rows @ g)
+  rates = 9 * [_LR] + 4 * [_LR / 10]
+  want = loop(params, batch, rates, before=aside, after=aside)
+  assert want[1] > 9  # the second stage
+  check(again, state.report, want, 1e-3)
+
+
+def test_keys_of_a_model_with_biases():
+  """There an empty place of the packed rows would have a key too."""
+  model, params = tiny.model('gpt')
+  params = tiny.split(params)
+  batch = tiny.batch(3, seed=5, invalid=[1])
+  delta = jnp.asarray(0.1 * kernel(params))
+
+  def run(params, batch):
+    task = descent.task_of(model, params, batch, 'target')
+    return descent.keys(model, params, task, delta)
+
+  got = np.asarray(jax.jit(run)(params, batch))
+  update = {'site': descent.at_kernel(delta)}
+  want = keys_of(apply_updates(params, update), batch, 'gpt')
+  real = want.shape[1]
+  assert real < got.shape[1] and not got[:, real:].any()
+  np.testing.assert_allclose(got[:, :real], want, atol=1e-4)
+
+
+def test_a_checkpoint_keeps_a_report_without_residual(tmp_path):
+  _, state = editors_test.first('kde')
+  checkpoint.save(tmp_path / 'a', state)
+  found = checkpoint.load(tmp_path / 'a', state)
+  chex.assert_trees_all_equal(found, state)
+  assert found.report.residual.shape == (0,)
+
+
+def grown(basis, keys, energy, capacity):
+  """The columns of `directions.extend` for one layer, one at a time."""
+  _, size, rows = np.linalg.svd(keys - keys @ basis @ basis.T)
+  for s, row in zip(size, rows, strict=False):
+    left = np.linalg.norm(keys - keys @ basis @ basis.T) ** 2
+    enough = left <= (1 - energy) * np.linalg.norm(keys) ** 2
+    if enough or s < 1e-5 * size[0] or basis.shape[1] == capacity:
+      break
+    basis = np.column_stack([basis, row])
+  return basis
+
+
+def test_directions():
+  """A share of the energy, all of it, nothing new, and a full cache."""
+  rng = np.random.default_rng(0)
+  extend = jax.jit(directions.extend, static_argnums=2)
+  known, want = directions.none(2, 40, 16), [np.zeros((40, 0))] * 2
+  sizes = []
+  for rank, energy in (6, 0.95), (6, 0.95), (5, 1.0), (0, 1.0), (9, 1.0):
+    keys = rng.normal(size=(2, 30, rank)) * 0.7 ** np.arange(rank)
+    keys = keys @ rng.normal(size=(2, rank, 40))
+    keys[:, 20:] = 0  # places that hold no token
+    known = extend(known, np.float32(keys), energy)
+    want = [grown(b, k, energy, 16) for b, k in zip(want, keys, strict=True)]
+    sizes.append(known.used.tolist())
+    for basis, used, b in zip(*map(np.asarray, known), want, strict=True):
+      assert used == b.shape[1]
+      eye = np.diag(np.arange(16.0) < used)
+      np.testing.assert_allclose(basis.T @ basis, eye, atol=1e-5)
+      np.testing.assert_allclose(basis @ basis.T, b @ b.T, atol=1e-4)
+  assert 0 < sizes[0][0] < 6 and sizes[1][0] < 12
+  assert sizes[2] == sizes[3] and max(sizes[2]) < 16 and sizes[4] == [16, 16]
