@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jedit.gradients import Wanted, each_nll, wanted
 from jedit.models import transformer
-from jedit.models.transformer import Layout, Model
-from jedit.rows import enter
+from jedit.models.transformer import Layout, Model, take
+from jedit.rows import enter, plain
 from jedit.types import EditBatch, Editor, EditReport, Params, apply_updates
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -41,40 +42,22 @@ class Task(NamedTuple):
 
   x: jax.Array  # [M, D]
   at: Layout  # of the grid [B, P + S]
-  token: jax.Array  # [Q], packed index whose logits are read
-  label: jax.Array  # [Q]
-  weight: jax.Array  # [Q], 1 / target tokens; 0 where nothing is scored
-  fact: jax.Array  # [Q]
-
-
-def _plain(batch: EditBatch) -> EditBatch:
-  """Row 0 of every request, as a batch of its own."""
-  one = lambda x: x[:, :1]
-  count, per, long = batch.tail.shape
-  _, tails, plain, scored = batch.budget
-  budget = (plain, min(tails, count * (long - 1)), plain, scored // (per - 1))
-  return EditBatch(
-    batch.prefix[:1, :1], batch.prefix_len[:1], one(batch.head),
-    one(batch.head_len), one(batch.tail), one(batch.tail_len),
-    one(batch.label), batch.valid, budget,
-  )  # fmt: skip
+  wanted: Wanted
 
 
 def task_of(model: Model, params: Params, batch: EditBatch, loss: str) -> Task:
   """The Task of a batch; `loss` as in descent."""
-  batch = _plain(batch)
+  batch = plain(batch)
   rows = enter(model, params, batch)
-  label, here = batch.label[:, 0], batch.label[:, 0] >= 0
-  token = rows.at.token[:, batch.head.shape[-1] :]
+  want = wanted(rows, batch)
   if loss == 'prompt_last':
-    first = jnp.argmax(here, axis=1, keepdims=True)
-    token = jnp.take_along_axis(token, first, axis=1)
-  flat = lambda x: jnp.broadcast_to(x, label.shape).ravel()
-  weight = 1 / jnp.maximum(here.sum(1, keepdims=True), 1)
-  slot = jnp.nonzero(here.ravel(), size=batch.budget[3], fill_value=here.size)
-  pick = lambda x: transformer.take(flat(x), slot[0])
-  fact = slot[0] // label.shape[1]
-  return Task(rows.x, rows.at, pick(token), pick(label), pick(weight), fact)
+    first = jnp.argmax(batch.label[:, 0] >= 0, axis=1, keepdims=True)
+    token = rows.at.token[:, batch.head.shape[-1] :]
+    token = jnp.take_along_axis(token, first, axis=1)[:, 0]
+    here = want.request < first.size
+    token = jnp.where(here, take(token, want.request), rows.x.shape[0])
+    want = want._replace(token=token)
+  return Task(rows.x, rows.at, want)
 
 
 def at_kernel(x: jax.Array) -> Params:
@@ -150,9 +133,8 @@ def descent(
     site = apply_updates(params['site'], at_kernel(delta))
     x, _ = transformer.run(model, site, task.x, task.at)
     x, _ = transformer.run(model, params['above'], x, task.at)
-    logits = model.logits(params, transformer.take(x, task.token))
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, task.label)
-    each = jax.ops.segment_sum(nll * task.weight, task.fact, valid.size)
+    logits = model.logits(params, take(x, task.wanted.token))
+    each = each_nll(logits, task.wanted)
     return each.sum() / jnp.maximum(valid.sum(), 1), each
 
   def update(batch: EditBatch, state: DescentState, params: Params):
