@@ -46,8 +46,8 @@ def _prompt(
   after_context: bool,
   bos: list[int],
   id: str,
-) -> tuple[list[int], int]:
-  """Ids of a prompt, after a context or alone, and the subject's last one."""
+) -> tuple[list[int], int, int]:
+  """Ids of a prompt, after a context or alone; the subject's first and last."""
   if not after_context:
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, spans = out.input_ids, np.asarray(out.offset_mapping).reshape(-1, 2)
@@ -70,7 +70,17 @@ def _prompt(
     raise JeditError(
       f'record {id}: the tokens of subject "{subject}" read "{seen}"'
     )
-  return [*before, *ids], len(before) + int(where[-1])
+  begin, end = len(before) + where[[0, -1]]
+  return [*before, *ids], int(begin), int(end)
+
+
+def located(
+  tokenizer: Any, request: Request, rendering: str
+) -> tuple[list[int], int, int]:
+  """Ids of a request's plain prompt; the subject's first and last."""
+  text, bos = render(tokenizer, request.text, rendering), start_ids(tokenizer)
+  at = _place(text, request)
+  return _prompt(tokenizer, text, request.subject, at, False, bos, request.id)
 
 
 def _rows(tokenizer, request, contexts, rendering, bos, room):
@@ -85,7 +95,7 @@ def _rows(tokenizer, request, contexts, rendering, bos, room):
   start = _place(text, request)
 
   def row(after_context):
-    ids, lookup = _prompt(
+    ids, _, lookup = _prompt(
       tokenizer, text, request.subject, start, after_context, bos, request.id
     )
     ids = ids + target[:-1]
@@ -97,7 +107,7 @@ def _rows(tokenizer, request, contexts, rendering, bos, room):
     return ids, lookup, target
 
   about = f'{request.subject} is a'
-  ids, lookup = _prompt(
+  ids, _, lookup = _prompt(
     tokenizer, about, request.subject, 0, False, bos, request.id
   )
   kl = ids[: lookup + 1], lookup, []

@@ -14,7 +14,8 @@ jaxtyping.install_import_hook(
     f'jedit.{name}'
     for name in (
       'condition', 'editors', 'generate', 'models', 'prompts', 'requests',
-      'rows', 'sequence', 'stats', 'tokens', 'updates', 'values',
+      'restore', 'rows', 'sequence', 'stats', 'tokens', 'trace', 'updates',
+      'values',
     )
   ],
   'beartype.beartype',

@@ -11,8 +11,8 @@ _RANK = {
   'types': 0, 'files': 0.5, 'tokens': 0.5,
   'requests': 1, 'metrics': 1, 'updates': 1,
   'condition': 2, 'models': 2, 'prompts': 2, 'sharding': 2,
-  'rows': 2.5, 'values': 3, 'stats': 3, 'generate': 3,
-  'editors': 4, 'sequence': 5, 'evaluate': 6, 'launch': 7,
+  'rows': 2.5, 'values': 3, 'stats': 3, 'generate': 3, 'restore': 3,
+  'trace': 3.5, 'editors': 4, 'sequence': 5, 'evaluate': 6, 'launch': 7,
 }  # fmt: skip
 _GROUP = {'checkpoint': 'models'}
 _FORBIDDEN = 'absl', 'ml_collections', 'tqdm', 'launch', 'configs', 'tests'
