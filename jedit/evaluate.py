@@ -138,6 +138,23 @@ def score(
   )
 
 
+def known(
+  model: Model,
+  params: Params,
+  tokenizer,
+  requests: Sequence[Request],
+  rendering: str = 'raw',
+) -> list[Request]:
+  """Requests whose true answer, all its tokens, is what the model predicts."""
+  asked = [r for r in requests if r.old_target is not None]
+  if not asked:
+    return []
+  texts, answers = [r.text for r in asked], [(r.old_target,) for r in asked]
+  q = prompts.questions(tokenizer, texts, answers, rendering)
+  right = score(model, params, q).correct[:, 0]
+  return [r for r, yes in zip(asked, right, strict=True) if yes]
+
+
 def counterfact(
   scores: Scores, asked: Probe, exclude: set[int] | frozenset[int] = frozenset()
 ) -> dict:

@@ -36,8 +36,8 @@ def _encode(tokenizer, text: str, after_context: bool, bos: list[int]):
   return bos + ids, np.concatenate([np.zeros((len(bos), 2), int), spans])
 
 
-def _subject(tokenizer, text: str, ids, spans, start: int, request) -> int:
-  """The subject's last token, where the subject starts at `start` of a text."""
+def _subject(tokenizer, text: str, ids, spans, start: int, request):
+  """The subject's first and last token; it starts at `start` of a text."""
   subject = request.subject
   inside = spans[:, 0] < start + len(subject)
   inside &= spans[:, 1] > start
@@ -52,7 +52,19 @@ def _subject(tokenizer, text: str, ids, spans, start: int, request) -> int:
     raise JeditError(
       f'record {request.id}: the tokens of subject "{subject}" read "{seen}"'
     )
-  return int(where[-1])
+  return int(where[0]), int(where[-1])
+
+
+def located(
+  tokenizer: Any, request: Request, rendering: str
+) -> tuple[list[int], int, int]:
+  """Ids of a request's plain prompt; the subject's first and last."""
+  if request.subject is None:
+    raise JeditError(f'record {request.id}: no subject; leave it out')
+  text, bos = render(tokenizer, request.text, rendering), start_ids(tokenizer)
+  ids, spans = _encode(tokenizer, text, False, bos)
+  at = _place(text, request)
+  return ids, *_subject(tokenizer, text, ids, spans, at, request)
 
 
 def _rows(tokenizer, request, contexts, rendering, bos, room, lookup):
@@ -74,7 +86,7 @@ def _rows(tokenizer, request, contexts, rendering, bos, room, lookup):
       raise JeditError(f'record {request.id}: the prompt has no token')
     if lookup == 'last':
       return ids, len(ids) - 1
-    return ids, _subject(tokenizer, text, ids, spans, start, request)
+    return ids, _subject(tokenizer, text, ids, spans, start, request)[1]
 
   text = render(tokenizer, request.text, rendering)
   start = -1 if request.subject is None else _place(text, request)

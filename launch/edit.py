@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import jedit
 from jedit import checkpoint, generate, prompts, requests
-from jedit.models.load import load
+from jedit.models.load import Loaded, load
 from launch import common, folder, measure, method, moments, preflight, stream
 
 _CONFIG = common.config_flag()
@@ -26,12 +26,24 @@ def main(_):
   run(_CONFIG.value, _WORKDIR.value)
 
 
-def run(config: ConfigDict, workdir: str = '') -> None:
-  """The whole job, from config to run folder."""
+def run(
+  config: ConfigDict,
+  workdir: str = '',
+  loaded: Loaded | None = None,
+  before: dict | None = None,
+) -> None:
+  """The whole job, from config to run folder.
+
+  Args:
+    config: of the run.
+    workdir: its folder; '' makes a new one.
+    loaded: config.model, where it is open already.
+    before: what an earlier run measured of the same model and requests.
+  """
   method.check(config)
   path = config.requests or common.FACTS
   inputs = {'requests': common.file_hash(path)}
-  loaded = load(config.model)
+  loaded = loaded or load(config.model)
   model, tokenizer = loaded.model, loaded.tokenizer
   asked, skipped = common.read_requests(config, path, loaded)
   groups, warnings = requests.batched(
@@ -84,7 +96,7 @@ def run(config: ConfigDict, workdir: str = '') -> None:
 
   judge = measure.measurer(loaded, asked, config.rendering)
   before = folder.remembered(
-    home / 'before.json', lambda: judge.whole(params, 'before')
+    home / 'before.json', lambda: before or judge.whole(params, 'before')
   )
   del params
   out = stream.run(config, loaded, editor, split, batches, judge, home)

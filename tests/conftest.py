@@ -14,8 +14,9 @@ jaxtyping.install_import_hook(
     f'jedit.{name}'
     for name in (
       'condition', 'conflict', 'editors', 'generate', 'gradients',
-      'hypernetwork', 'models', 'prompts', 'questions', 'requests', 'rows',
-      'sequence', 'stats', 'suffix', 'tokens', 'updates', 'validate', 'values',
+      'hypernetwork', 'models', 'prompts', 'questions', 'requests', 'restore',
+      'rows', 'sequence', 'stats', 'suffix', 'tokens', 'trace', 'updates',
+      'validate', 'values',
     )
   ],
   'beartype.beartype',

@@ -12,7 +12,8 @@ _RANK = {
   'requests': 1, 'metrics': 1, 'updates': 1,
   'condition': 2, 'conflict': 2, 'models': 2, 'prompts': 2, 'sharding': 2,
   'questions': 2.1, 'rows': 2.5, 'suffix': 2.7, 'validate': 2.7,
-  'values': 3, 'gradients': 3, 'stats': 3, 'generate': 3, 'hypernetwork': 3.5,
+  'values': 3, 'gradients': 3, 'stats': 3, 'generate': 3, 'restore': 3,
+  'hypernetwork': 3.5, 'trace': 3.5,
   'editors': 4, 'sequence': 5, 'evaluate': 6, 'launch': 7,
 }  # fmt: skip
 _GROUP = {'checkpoint': 'models'}

@@ -21,7 +21,7 @@ from tokenizers import decoders, pre_tokenizers, trainers
 from jedit import checkpoint
 from jedit.models import hf, load, transformer
 from jedit.types import JeditError
-from launch import edit
+from launch import edit, grid, measure, sweep
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _HF = {
@@ -85,18 +85,28 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def run(home, monkeypatch):
-  """launch.edit in this process: run(work, of method, field=value, ...)."""
+def make(home, monkeypatch):
+  """The config of a method: make(method, field=value, ...)."""
   monkeypatch.setenv('JEDIT_CACHE', str(home / 'cache'))
   monkeypatch.chdir(_ROOT)
   spec = importlib.util.spec_from_file_location('tiny_config', home / 'tiny.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
 
-  def run(work, of='memit', **fields):
+  def make(of='memit', **fields):
     config = module.get_config(of)
     config.update(fields)
-    edit.run(config, str(work))
+    return config
+
+  return make
+
+
+@pytest.fixture
+def run(make):
+  """launch.edit in this process: run(work, of method, field=value, ...)."""
+
+  def run(work, of='memit', **fields):
+    edit.run(make(of, **fields), str(work))
 
   return run
 
@@ -282,6 +292,112 @@ def test_a_full_disk_is_one_message_and_loses_nothing(home, tmp_path, room):
   out, err = run.communicate(timeout=300)
   assert run.returncode == 0, err
   assert 'run folder' in out
+
+
+def test_a_sweep_makes_what_is_new(make, tmp_path, monkeypatch):
+  measured, loads = [], []
+  whole, load_one = measure.Measurer.whole, sweep.load
+  count = lambda judge, params, name: (
+    measured.append(name) or whole(judge, params, name)
+  )
+  monkeypatch.setattr(measure.Measurer, 'whole', count)
+  monkeypatch.setattr(
+    sweep, 'load', lambda name: loads.append(name) or load_one(name)
+  )
+  config, home = make(num_edits=2), tmp_path / 'grid'
+  sweep.run(config, ['editor.weight=1', 'max_norm=0.5,9'], str(home))
+  assert measured == ['before', 'after'] and len(loads) == 1
+  head, _, bad, good = (home / 'table.md').read_text().splitlines()
+  cells = lambda line: [cell.strip() for cell in line.split('|')[1:-1]]
+  assert len(cells(head)) == len(cells(bad)) == len(cells(good))
+  assert cells(bad)[1].startswith('failed: stopped after 2 facts')
+  name, *row = cells(good)
+  assert name == 'editor.weight=1.0,max_norm=9.0'
+  results = json.loads((home / name / 'results.json').read_text())
+  after = results['metrics']['after']['counterfact']
+  line = json.loads((home / name / 'log.jsonl').read_text())
+  want = [
+    *after['probability'].values(), *after['argmax'].values(),
+    results['timing']['edit_seconds_per_fact'], max(line['norm_ratio']),
+  ]  # fmt: skip
+  assert row == [f'{v:.2f}' for v in want]
+  other, own = (home / cells(r)[0] / 'before.json' for r in (bad, good))
+  assert other.read_bytes() == own.read_bytes()
+  assert (home / 'table.png').read_bytes()[:4] == b'\x89PNG'
+
+  measured.clear()
+  sweep.run(config, ['editor.weight=1', 'max_norm=9'], str(home))
+  assert not measured
+  assert (home / 'table.md').read_text().splitlines()[2:] == [good]
+
+
+def test_a_grid_is_a_product(make):
+  found = grid.points(
+    make('rect'), ['layers=(0,1),(2,3)', 'updates.keep_largest.keep=.5,1']
+  )
+  got = [(c.layers, c.updates.keep_largest.keep) for c in found.values()]
+  assert got == [((0, 1), 0.5), ((0, 1), 1.0), ((2, 3), 0.5), ((2, 3), 1.0)]
+  assert next(iter(found)) == 'layers=0,1,updates.keep_largest.keep=0.5'
+  found = grid.points(make(), ['model=a/b,c'])
+  assert [c.model for c in found.values()] == ['a/b', 'c']
+  assert list(found) == ['model=ab', 'model=c']
+
+
+@pytest.mark.parametrize(
+  'axes, words',
+  [
+    (['editor.wieght=1'], "no field 'editor.wieght'"),
+    (['editor=1'], 'name one of editor.name, editor'),
+    (['seed'], 'write FIELD=VALUE'),
+    (['seed=one'], 'not written as Python writes a int'),
+    (['seed=1', 'seed=1.5'], 'seed=1.5: .*type'),
+    (['editor.weight=1,1.0'], 'editor.weight=1.0 comes twice'),
+    (['layers=(1,2),(3,9)'], 'layers=3,9: config.layers.*choose'),
+    (['layers=(1,)'], 'layers=1,: '),
+    (['rendering=raw,loud'], 'rendering=loud: .*choose raw, qa, chat'),
+    (['method=rome'], 'choose it as --config=FILE:METHOD'),
+    (['num_edits=2,99'], '8 usable records'),
+  ],
+)
+def test_a_bad_grid_is_refused_before_the_first_run(
+  make, tmp_path, axes, words
+):
+  with pytest.raises(JeditError, match=words):
+    sweep.run(make(), axes, str(tmp_path / 'w'))
+  assert not (tmp_path / 'w').exists()
+
+
+def test_tracing_names_layers(home, tmp_path, monkeypatch):
+  """Its head being tied, a model of large embeddings says "in" after "in"."""
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  loaded = load.load(home / 'model')
+  loaded.params['embed']['tokens'] *= 8
+  load.save(tmp_path / 'model', loaded)
+  facts = [json.loads(line) for line in (home / 'facts.jsonl').open()]
+  known = facts[:1] + [f | {'old_target': 'in'} for f in facts[1:4]]
+  path, work = tmp_path / 'facts.jsonl', tmp_path / 'out'
+  path.write_text(''.join(json.dumps(f) + '\n' for f in known))
+  run = _program(
+    home, 'trace', f'--config={home}/tiny.py', f'--config.requests={path}',
+    '--facts=2', '--samples=2', f'--workdir={work}',
+    f'--config.model={tmp_path}/model',
+  )  # fmt: skip
+  text, err = run.communicate(timeout=300)
+  assert run.returncode == 0, err
+  out = json.loads((work / 'trace.json').read_text())
+  assert out['facts'] == ['f1', 'f3']
+  assert out['windows'] == {'block': 1, 'mlp': 1, 'attention': 1}
+  lo, hi = out['layers']
+  assert f'--config.layers="({lo}, {hi})"' in text
+  assert hi == lo + 1 < 4
+  table = np.array(out['effect']['mlp, window 1'], float)
+  peak = table[:, out['roles'].index('last subject token')].argmax()
+  assert lo <= peak <= hi or peak == 4
+  whole = np.array(out['effect']['block, window 1'], float)
+  gain = out['probability']['clean'] - out['probability']['corrupted']
+  np.testing.assert_allclose(whole[-1, -1], gain, rtol=1e-4)
+  assert abs(gain) > 1e-3
+  assert (work / 'trace.png').read_bytes()[:4] == b'\x89PNG'
 
 
 def test_the_other_programs(home, tmp_path):

@@ -126,7 +126,7 @@ def whole_rows(batch):
   return tokens, lookup, label
 
 
-def _attend(q, k, v):
+def attend(q, k, v):
   per = q.shape[-2] // k.shape[-2]
   k, v = jnp.repeat(k, per, axis=-2), jnp.repeat(v, per, axis=-2)
   scores = jnp.einsum('qhd,khd->hqk', q, k) / q.shape[-1] ** 0.5
@@ -155,7 +155,7 @@ def forward(model, params, tokens, lookup=0, delta=None, layer=None):
   outs, keys, mids = [], [], []
   for i in range(model.config.num_layers):
     one = jax.tree.map(lambda a, i=i: a[i], params['layers'])
-    mid, key, _ = model.address(one, x, positions, _attend)
+    mid, key, _ = model.address(one, x, positions, attend)
     if i == layer and len(delta) == 2:
       mid = mid.at[lookup].add(delta[1])
       key = model.key(one, x, mid)

@@ -1,0 +1,65 @@
+"""A grid over config fields, from what a flag says."""
+
+import ast
+import itertools
+import re
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from jedit.types import JeditError
+
+
+def points(config: ConfigDict, axes: Sequence[str]) -> dict[str, ConfigDict]:
+  """The config of each point of a grid, under a name fit for a folder.
+
+  Args:
+    config: what all have in common.
+    axes: FIELD=VALUE,VALUE,... each.
+  """
+  parsed = [_axis(config, text) for text in axes]
+  out = {}
+  for values in itertools.product(*(values for _, values in parsed)):
+    one = config.copy_and_resolve_references()
+    fields = [field for field, _ in parsed]
+    for field, value in zip(fields, values, strict=True):
+      try:
+        one.update_from_flattened_dict({field: value})
+      except TypeError as e:
+        raise JeditError(f'--grid={field}={value!r}: {e}') from e
+    name = ','.join(f'{f}={_value(one, f)}' for f in fields)
+    name = re.sub(r'[^\w.,=+-]', '', name)
+    if name in out:
+      raise JeditError(f'--grid: {name} comes twice')
+    out[name] = one
+  return out
+
+
+def _axis(config: ConfigDict, text: str) -> tuple[str, list]:
+  field, equals, listed = text.partition('=')
+  if not equals or not listed.strip():
+    raise JeditError(f'--grid={text}: write FIELD=VALUE,VALUE,...')
+  now = _value(config, field)
+  if isinstance(now, ConfigDict):
+    known = ', '.join(f'{field}.{name}' for name in now)
+    raise JeditError(f'--grid={text}: name one of {known or "another field"}')
+  if isinstance(now, str):
+    return field, [value.strip() for value in listed.split(',')]
+  try:
+    return field, ast.literal_eval(f'[{listed}]')
+  except (SyntaxError, ValueError) as e:
+    kind = type(now).__name__
+    raise JeditError(
+      f'--grid={text}: the values are not written as Python writes a {kind}'
+    ) from e
+
+
+def _value(config: ConfigDict, field: str):
+  """A field's value, by its dotted name."""
+  for part in field.split('.'):
+    if not isinstance(config, ConfigDict) or part not in config:
+      raise JeditError(
+        f'--grid: the config has no field {field!r}; configs/base.py lists them'
+      )
+    config = config[part]
+  return config

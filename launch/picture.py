@@ -1,0 +1,47 @@
+"""Pictures of results, drawn without a display."""
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def heat(
+  path: pathlib.Path, tables: Mapping[str, np.ndarray], roles: Sequence[str]
+) -> None:
+  """Writes a map [L, roles] a title, side by side, layers to the right."""
+  figure = Figure(figsize=(5 * len(tables), 2.6), layout='constrained')
+  panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+  for panel, (title, table) in zip(panels, tables.items(), strict=True):
+    drawn = panel.imshow(table.T, aspect='auto', cmap='viridis')
+    panel.set(title=title, xlabel='layer', yticks=range(len(roles)))
+    panel.set_yticklabels(roles)
+    figure.colorbar(drawn, ax=panel)
+  _write(figure, path)
+
+
+def lines(
+  path: pathlib.Path,
+  labels: Sequence[str],
+  panels: Mapping[str, Mapping[str, Sequence[float | None]]],
+) -> None:
+  """Writes a panel a title, below each other: a line a name over the labels."""
+  size = max(6, 0.5 * len(labels) + 2), 3 * len(panels) + 1
+  figure = Figure(figsize=size, layout='constrained')
+  axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+  for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+    for name, row in rows.items():
+      heights = [math.nan if v is None else v for v in row]
+      axis.plot(range(len(labels)), heights, marker='o', label=name)
+    axis.set(title=title, ylabel='percent', ylim=(0, 105))
+    axis.legend(fontsize='small')
+  axes[-1].set_xticks(range(len(labels)), labels, rotation=45, ha='right')
+  _write(figure, path)
+
+
+def _write(figure: Figure, path: pathlib.Path) -> None:
+  part = path.with_name(path.name + '.part')
+  figure.savefig(part, format='png', dpi=120)
+  part.rename(path)
