@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import runpy
 import sys
 
 import jax
@@ -34,6 +35,18 @@ def config_flag():
   """--config=FILE:METHOD and --config.FIELD=VALUE."""
   with _flag_errors():  # the default config's fields are looked up here
     return config_flags.DEFINE_config_file('config', DEFAULT, 'Config file.')
+
+
+def remade(method: str) -> ConfigDict:
+  """What --config and its fields say, of another method."""
+  flag = flags.FLAGS['config']
+  path = config_flags.get_config_filename(flag).partition(':')[0]
+  try:
+    config = runpy.run_path(path)['get_config'](method)
+    config.update_from_flattened_dict(config_flags.get_override_values(flag))
+  except (KeyError, TypeError, ValueError) as e:
+    raise JeditError(f'method {method}: {e}') from e
+  return config
 
 
 def run(main) -> None:

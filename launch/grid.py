@@ -3,25 +3,32 @@
 import ast
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
 from jedit.types import JeditError
 
 
-def points(config: ConfigDict, axes: Sequence[str]) -> dict[str, ConfigDict]:
+def points(
+  config: ConfigDict,
+  axes: Sequence[str],
+  of: Callable[[str], ConfigDict] | None = None,
+) -> dict[str, ConfigDict]:
   """The config of each point of a grid, under a name fit for a folder.
 
   Args:
     config: what all have in common.
     axes: FIELD=VALUE,VALUE,... each.
+    of: the config of another method, for an axis `method`.
   """
   parsed = [_axis(config, text) for text in axes]
   out = {}
   for values in itertools.product(*(values for _, values in parsed)):
-    one = config.copy_and_resolve_references()
     fields = [field for field, _ in parsed]
+    one = config.copy_and_resolve_references()
+    if of and 'method' in fields:
+      one = of(values[fields.index('method')])
     for field, value in zip(fields, values, strict=True):
       try:
         one.update_from_flattened_dict({field: value})

@@ -3,8 +3,11 @@
   python -m launch.sweep --workdir=runs/ridge --config.num_edits=20 \\
     --grid=editor.ridge=1,10,100 --grid='layers=(4,8),(3,7)'
 
-A field is any of configs/base.py. The same command goes on where a killed one
-left off; a larger grid runs what is new. Writes table.md and table.png.
+  python -m launch.sweep --workdir=runs/methods --grid=method=memit,alphaedit
+
+A field is any of configs/base.py; a method brings the fields of its editor. The
+same command goes on where a killed one left off; a larger grid runs what is
+new. Writes table.md and table.png.
 """
 
 import functools
@@ -27,14 +30,15 @@ _KINDS = *metrics.KINDS, 'score'
 
 
 def main(_):
-  run(flags.FLAGS.config, _GRID.value, flags.FLAGS.workdir)
+  workdir = flags.FLAGS.workdir
+  run(flags.FLAGS.config, _GRID.value, workdir, common.remade)
 
 
-def run(config: ConfigDict, axes: list[str], workdir: str) -> None:
+def run(config: ConfigDict, axes: list[str], workdir: str, of=None) -> None:
   """Checks all runs of the grid, then makes them one after the other."""
   if not workdir:
     raise JeditError('a sweep has no default folder: name a --workdir')
-  points = grid.points(config, axes)
+  points = grid.points(config, axes, of)
   opened = functools.cache(load)
   asked = {name: _check(name, one, opened) for name, one in points.items()}
   home, before, rows = pathlib.Path(workdir), {}, {}

@@ -338,6 +338,12 @@ def test_a_grid_is_a_product(make):
   got = [(c.layers, c.updates.keep_largest.keep) for c in found.values()]
   assert got == [((0, 1), 0.5), ((0, 1), 1.0), ((2, 3), 0.5), ((2, 3), 1.0)]
   assert next(iter(found)) == 'layers=0,1,updates.keep_largest.keep=0.5'
+  axes = ['editor.weight=2', 'method=rect,memit']
+  found = list(grid.points(make('rome'), axes[1:], make).values())
+  assert [c.editor.name for c in found] == ['memit'] * 2
+  found = list(grid.points(make(), axes, make).values())
+  assert [c.method for c in found] == ['rect', 'memit']
+  assert [c.editor.weight for c in found] == [2.0, 2.0]
   found = grid.points(make(), ['model=a/b,c'])
   assert [c.model for c in found.values()] == ['a/b', 'c']
   assert list(found) == ['model=ab', 'model=c']
