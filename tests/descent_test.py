@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jedit import checkpoint, fine_tune
+from jedit import checkpoint, fine_tune, kde
 from jedit.editors import descent, directions
 from jedit.models import transformer
 from jedit.types import apply_updates
@@ -91,12 +91,10 @@ def keys_of(params, batch, family='llama'):
   model, _ = tiny.model(family)
   tokens, _, _ = tiny.whole_rows(batch)
   _, _, keys = tiny.trace(model, transformer.join(params), tokens[:, 0])
-  size = np.asarray(batch.head_len + batch.tail_len)[:, 0]
+  size = np.asarray(batch.head_len + batch.tail_len)[:, 0]  # 0: padding
   low, high = tiny.SITE
   rows = [
-    k[low : high + 1, :n]
-    for k, n, ok in zip(np.asarray(keys), size, batch.valid, strict=True)
-    if ok
+    k[low : high + 1, :n] for k, n in zip(np.asarray(keys), size, strict=True)
   ]
   return np.concatenate(rows, 1).astype(np.float64)
 
@@ -197,6 +195,16 @@ def test_keys_of_a_model_with_biases():
   real = want.shape[1]
   assert real < got.shape[1] and not got[:, real:].any()
   np.testing.assert_allclose(got[:, :real], want, atol=1e-4)
+
+
+@pytest.mark.parametrize('make, words', [
+  (lambda model: fine_tune(model, loss='first'), "loss='first': target or"),
+  (lambda model: kde(model, energy=0.0), 'energy=0.0: above 0'),
+  (lambda model: kde(model, capacity=0), 'capacity=0: at least 1'),
+])  # fmt: skip
+def test_bad_arguments(make, words):
+  with pytest.raises(ValueError, match=words):
+    make(tiny.model()[0])
 
 
 def test_a_checkpoint_keeps_a_report_without_residual(tmp_path):
