@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jedit import checkpoint, fine_tune, kde
-from jedit.editors import descent, directions
+from jedit.editors import descent
 from jedit.models import transformer
 from jedit.types import apply_updates
 from tests import editors_test, oracle, tiny
@@ -213,37 +213,3 @@ def test_a_checkpoint_keeps_a_report_without_residual(tmp_path):
   found = checkpoint.load(tmp_path / 'a', state)
   chex.assert_trees_all_equal(found, state)
   assert found.report.residual.shape == (0,)
-
-
-def grown(basis, keys, energy, capacity):
-  """The columns of `directions.extend` for one layer, one at a time."""
-  _, size, rows = np.linalg.svd(keys - keys @ basis @ basis.T)
-  for s, row in zip(size, rows, strict=False):
-    left = np.linalg.norm(keys - keys @ basis @ basis.T) ** 2
-    enough = left <= (1 - energy) * np.linalg.norm(keys) ** 2
-    if enough or s < 1e-5 * size[0] or basis.shape[1] == capacity:
-      break
-    basis = np.column_stack([basis, row])
-  return basis
-
-
-def test_directions():
-  """A share of the energy, all of it, nothing new, and a full cache."""
-  rng = np.random.default_rng(0)
-  extend = jax.jit(directions.extend, static_argnums=2)
-  known, want = directions.none(2, 40, 16), [np.zeros((40, 0))] * 2
-  sizes = []
-  for rank, energy in (6, 0.95), (6, 0.95), (5, 1.0), (0, 1.0), (9, 1.0):
-    keys = rng.normal(size=(2, 30, rank)) * 0.7 ** np.arange(rank)
-    keys = keys @ rng.normal(size=(2, rank, 40))
-    keys[:, 20:] = 0  # places that hold no token
-    known = extend(known, np.float32(keys), energy)
-    want = [grown(b, k, energy, 16) for b, k in zip(want, keys, strict=True)]
-    sizes.append(known.used.tolist())
-    for basis, used, b in zip(*map(np.asarray, known), want, strict=True):
-      assert used == b.shape[1]
-      eye = np.diag(np.arange(16.0) < used)
-      np.testing.assert_allclose(basis.T @ basis, eye, atol=1e-5)
-      np.testing.assert_allclose(basis @ basis.T, b @ b.T, atol=1e-4)
-  assert 0 < sizes[0][0] < 6 and sizes[1][0] < 12
-  assert sizes[2] == sizes[3] and max(sizes[2]) < 16 and sizes[4] == [16, 16]
