@@ -127,6 +127,7 @@ def run(
         'reached': int(report.reached.sum()),
         'steps': int(report.steps.sum()),
         'residual': np.round(report.residual, 5).tolist(),
+        **{k: np.round(v, 5).tolist() for k, v in report.notes.items()},
         'norm_ratio': np.round(ratio, 5).tolist(),
         'perplexity': float(ppl(params)),
         'base_perplexity': base_ppl,

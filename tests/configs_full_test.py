@@ -365,7 +365,7 @@ def test_an_editor_without_targets_has_no_optimiser():
   tuned = module.get_config('ft_l+keep_largest')
   assert tuned.optimiser.to_dict() == {} and tuned.layers == (0, 0)
   assert (tuned.editor.loss, tuned.editor.limit) == ('prompt_last', 5e-5)
-  assert module.get_config('ft').editor.limit is None
+  assert module.get_config('ft').editor.limit == 0
   assert module.get_config('fine_tune').layers == (21, 21)
   tuned.optimiser = {'lr': 1.0}
   with pytest.raises(JeditError, match='optimiser.lr: ft_l.* takes none'):

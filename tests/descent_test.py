@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jedit import checkpoint, fine_tune
-from jedit.editors import descent, directions
+from jedit import checkpoint, fine_tune, kde
+from jedit.editors import descent
 from jedit.models import transformer
 from jedit.types import apply_updates
 from tests import editors_test, oracle, tiny
@@ -32,7 +32,7 @@ def slope():
     whole = transformer.join(apply_updates(params, update))
 
     def one(tokens, position, label, weight):
-      logits, _, _ = tiny.forward(model, whole, tokens)
+      logits = tiny.forward(model, whole, tokens).logits
       chance = jax.nn.log_softmax(logits)[position, label]
       return -jnp.sum(weight * chance)
 
@@ -90,13 +90,11 @@ def keys_of(params, batch, family='llama'):
   """Keys [E, M, F] of all tokens of the valid plain rows, float64."""
   model, _ = tiny.model(family)
   tokens, _, _ = tiny.whole_rows(batch)
-  _, _, keys = tiny.trace(model, transformer.join(params), tokens[:, 0])
-  size = np.asarray(batch.head_len + batch.tail_len)[:, 0]
+  keys = tiny.trace(model, transformer.join(params), tokens[:, 0]).key
+  size = np.asarray(batch.head_len + batch.tail_len)[:, 0]  # 0: padding
   low, high = tiny.SITE
   rows = [
-    k[low : high + 1, :n]
-    for k, n, ok in zip(np.asarray(keys), size, batch.valid, strict=True)
-    if ok
+    k[low : high + 1, :n] for k, n in zip(np.asarray(keys), size, strict=True)
   ]
   return np.concatenate(rows, 1).astype(np.float64)
 
@@ -199,43 +197,19 @@ def test_keys_of_a_model_with_biases():
   np.testing.assert_allclose(got[:, :real], want, atol=1e-4)
 
 
+@pytest.mark.parametrize('make, words', [
+  (lambda model: fine_tune(model, loss='first'), "loss='first': target or"),
+  (lambda model: kde(model, energy=0.0), 'energy=0.0: above 0'),
+  (lambda model: kde(model, capacity=0), 'capacity=0: at least 1'),
+])  # fmt: skip
+def test_bad_arguments(make, words):
+  with pytest.raises(ValueError, match=words):
+    make(tiny.model()[0])
+
+
 def test_a_checkpoint_keeps_a_report_without_residual(tmp_path):
   _, state = editors_test.first('kde')
   checkpoint.save(tmp_path / 'a', state)
   found = checkpoint.load(tmp_path / 'a', state)
   chex.assert_trees_all_equal(found, state)
   assert found.report.residual.shape == (0,)
-
-
-def grown(basis, keys, energy, capacity):
-  """The columns of `directions.extend` for one layer, one at a time."""
-  _, size, rows = np.linalg.svd(keys - keys @ basis @ basis.T)
-  for s, row in zip(size, rows, strict=False):
-    left = np.linalg.norm(keys - keys @ basis @ basis.T) ** 2
-    enough = left <= (1 - energy) * np.linalg.norm(keys) ** 2
-    if enough or s < 1e-5 * size[0] or basis.shape[1] == capacity:
-      break
-    basis = np.column_stack([basis, row])
-  return basis
-
-
-def test_directions():
-  """A share of the energy, all of it, nothing new, and a full cache."""
-  rng = np.random.default_rng(0)
-  extend = jax.jit(directions.extend, static_argnums=2)
-  known, want = directions.none(2, 40, 16), [np.zeros((40, 0))] * 2
-  sizes = []
-  for rank, energy in (6, 0.95), (6, 0.95), (5, 1.0), (0, 1.0), (9, 1.0):
-    keys = rng.normal(size=(2, 30, rank)) * 0.7 ** np.arange(rank)
-    keys = keys @ rng.normal(size=(2, rank, 40))
-    keys[:, 20:] = 0  # places that hold no token
-    known = extend(known, np.float32(keys), energy)
-    want = [grown(b, k, energy, 16) for b, k in zip(want, keys, strict=True)]
-    sizes.append(known.used.tolist())
-    for basis, used, b in zip(*map(np.asarray, known), want, strict=True):
-      assert used == b.shape[1]
-      eye = np.diag(np.arange(16.0) < used)
-      np.testing.assert_allclose(basis.T @ basis, eye, atol=1e-5)
-      np.testing.assert_allclose(basis @ basis.T, b @ b.T, atol=1e-4)
-  assert 0 < sizes[0][0] < 6 and sizes[1][0] < 12
-  assert sizes[2] == sizes[3] and max(sizes[2]) < 16 and sizes[4] == [16, 16]

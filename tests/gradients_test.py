@@ -26,7 +26,8 @@ def plain(model, params, tokens, label, weight):
     def one(tokens, label, nudge):
       layers = {**params['layers'], 'nudge': nudge}
       given = {**params, 'layers': layers}
-      logits, _, keys = tiny.forward(nudged, given, tokens)
+      whole = tiny.forward(nudged, given, tokens)
+      logits, keys = whole.logits, whole.key
       chance = jax.nn.log_softmax(logits)
       wanted = jnp.take_along_axis(chance, label[:, None], axis=1)[:, 0]
       return -jnp.where(label >= 0, wanted, 0).sum(), keys

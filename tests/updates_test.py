@@ -145,7 +145,7 @@ def test_bad_arguments(make, words):
     make()
 
 
-@pytest.mark.parametrize('host', editors_test.EDITORS)
+@pytest.mark.parametrize('host', [*editors_test.EDITORS, 'fine_tune'])
 def test_every_editor_takes_them_all(host):
   """In one chain (a compilation a pair takes minutes): scanned as in a loop."""
   editor, params, _, batches = editors_test.make(host)

@@ -7,7 +7,7 @@ a step runs the site and what is above it, and reads logits at scored positions.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,14 @@ from jedit.gradients import Wanted, each_nll, wanted
 from jedit.models import transformer
 from jedit.models.transformer import Layout, Model, take
 from jedit.rows import enter, plain
-from jedit.types import EditBatch, Editor, EditReport, Params, apply_updates
+from jedit.types import (
+  EditBatch,
+  Editor,
+  EditReport,
+  JeditError,
+  Params,
+  apply_updates,
+)
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -98,8 +105,8 @@ def descent(
   *,
   steps: int,
   stop: float,
-  limit: float | None = None,
-  loss: Literal['target', 'prompt_last'] = 'target',
+  limit: float = 0.0,
+  loss: str = 'target',
   start: Callable[[Params], Any] = lambda params: (),
   learn: Callable[..., Any] = lambda memory, *_: memory,
 ) -> Editor:
@@ -110,7 +117,7 @@ def descent(
     optimiser: memory -> what makes a step [E, F, D] of a gradient.
     steps: most steps a batch.
     stop: no further step once the batch's mean loss is below.
-    limit: largest change of an entry within a batch; None is no limit.
+    limit: largest change of an entry within a batch; 0 is no limit.
     loss: "target" scores every target token after the ones before it;
       "prompt_last" all of them where the prompt ends.
     start: params -> memory before the first batch.
@@ -122,6 +129,9 @@ def descent(
     In its report `steps` counts each step once for every request of the batch;
     `loss` and `reached` are those of the weights that are handed out.
   """
+
+  if loss not in ('target', 'prompt_last'):
+    raise JeditError(f'loss={loss!r}: target or prompt_last')
 
   def init(params):
     zero = jnp.zeros((), jnp.int32)
@@ -150,7 +160,7 @@ def descent(
       done = (mean < stop) | (c['steps'] == steps)
       moved, inner = step_of.update(gradient, c['inner'], c['delta'])
       moved = c['delta'] + moved
-      if limit is not None:
+      if limit:
         moved = jnp.clip(moved, -limit, limit)
       return {
         'delta': jnp.where(done, c['delta'], moved),

@@ -10,8 +10,6 @@ compete for one place. Their code stops on the mean loss of an epoch of
 minibatches of 64; here the batch is the epoch.
 """
 
-from typing import Literal
-
 import optax
 
 from jedit.editors.descent import descent
@@ -25,8 +23,8 @@ def fine_tune(
   steps: int = 25,
   lr: float = 5e-4,
   stop: float = 0.01,
-  limit: float | None = None,
-  loss: Literal['target', 'prompt_last'] = 'target',
+  limit: float = 0.0,
+  loss: str = 'target',
 ) -> Editor:
   """Fine-tuning as an optax transformation of EditBatches.
 
@@ -36,7 +34,7 @@ def fine_tune(
     lr: Adam's rate; Adam starts afresh with every batch.
     stop: no further step once the batch's mean loss is below.
     limit: FT-L's epsilon (norm_constraint): each entry stays this close to
-      what it was before the batch; None is no limit.
+      what it was before the batch; 0 is no limit.
     loss: "target" scores every target token after the ones before it;
       "prompt_last" all of them where the prompt ends.
 

@@ -20,7 +20,7 @@ import optax
 from jedit.editors import directions
 from jedit.editors.descent import descent, keys, off
 from jedit.models.transformer import Model
-from jedit.types import Editor
+from jedit.types import Editor, JeditError
 
 
 def kde(
@@ -45,6 +45,10 @@ def kde(
       explain, at each layer.
     capacity: most directions a layer.
   """
+  if not 0 < energy <= 1 or capacity < 1:
+    raise JeditError(
+      f'energy={energy}: above 0, at most 1; capacity={capacity}: at least 1'
+    )
 
   def start(params):
     layers, width, _ = params['site']['mlp']['down']['kernel'].shape

@@ -18,13 +18,14 @@ from jedit import values
 from jedit.condition import condition
 from jedit.models import transformer
 from jedit.models.transformer import Model
-from jedit.rows import crop, enter
+from jedit.rows import Rows, crop, enter
 from jedit.types import (
   EditBatch,
   Editor,
   EditReport,
   EditState,
   Params,
+  Targets,
   apply_updates,
 )
 from jedit.validate import enter_held, score
@@ -131,7 +132,7 @@ def least_squares(
   def update(batch: EditBatch, state: EditState, params: Params):
     rows = enter(model, params, batch)
     targets = optimise.run(params, rows, batch, state.engine)
-    delta, posterior, residual, said = _walk(
+    delta, posterior, residual, said = walk(
       model,
       params,
       rows,
@@ -139,7 +140,7 @@ def least_squares(
       targets,
       state.prior,
       solve,
-      _DIVISOR[spread],
+      spread,
       plain_weight,
     )
     facts = batch.valid.sum()
@@ -161,10 +162,19 @@ def least_squares(
   return optax.GradientTransformation(init, update)
 
 
-def _walk(
-  model, params, rows, batch, targets, prior, solve, divisor, plain_weight
+def walk(
+  model: Model,
+  params: Params,
+  rows: Rows,
+  batch: EditBatch,
+  targets: Targets,
+  prior: Any,
+  solve: Solve,
+  spread: str = 'left',
+  plain_weight: float | None = 0.5,
 ):
   """Layer after layer: (dW [E, F, D], posterior, residuals [E], notes)."""
+  divisor = _DIVISOR[spread]
   site, wide = params['site'], batch.head.shape[-1]
   count, per = batch.tail.shape[:2]
   contexts = per - 1
