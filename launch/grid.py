@@ -55,9 +55,8 @@ def _axis(config: ConfigDict, text: str) -> tuple[str, list]:
   try:
     return field, ast.literal_eval(f'[{listed}]')
   except (SyntaxError, ValueError) as e:
-    kind = type(now).__name__
     raise JeditError(
-      f'--grid={text}: the values are not written as Python writes a {kind}'
+      f'--grid={text}: write values as Python does, like {now!r}'
     ) from e
 
 

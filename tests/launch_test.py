@@ -355,7 +355,7 @@ def test_a_grid_is_a_product(make):
     (['editor.wieght=1'], "no field 'editor.wieght'"),
     (['editor=1'], 'name one of editor.name, editor'),
     (['seed'], 'write FIELD=VALUE'),
-    (['seed=one'], 'not written as Python writes a int'),
+    (['seed=one'], 'write values as Python does, like 0'),
     (['seed=1', 'seed=1.5'], 'seed=1.5: .*type'),
     (['editor.weight=1,1.0'], 'editor.weight=1.0 comes twice'),
     (['layers=(1,2),(3,9)'], 'layers=3,9: config.layers.*choose'),
