@@ -49,11 +49,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   part.rename(path)
 
 
+def _shape(x) -> tuple[int, ...]:
+  """The shape that is stored: orbax takes no empty arrays."""
+  return x.shape if x.size else (1,)
+
+
 def save(path: str | os.PathLike, tree) -> None:
   """Orbax checkpoint of a pytree of arrays; replaces an older one."""
   path = pathlib.Path(path).absolute()
+  full = lambda x: x if x.size else jnp.zeros(_shape(x), x.dtype)
+  tree = jax.tree.map(lambda x: full(jnp.asarray(x)), tree)
   try:
-    ocp.save(path, jax.tree.map(jnp.asarray, tree), overwrite=True)
+    ocp.save(path, tree, overwrite=True)
   except (OSError, ValueError) as e:  # ValueError is tensorstore's
     raise JeditError(
       f'{path} cannot be written: {e}; if the disk is full, free space and '
@@ -64,21 +71,26 @@ def save(path: str | os.PathLike, tree) -> None:
 def load(path: str | os.PathLike, like):
   """Pytree of a checkpoint; `like` gives structure, shapes and dtypes."""
   path = pathlib.Path(path).absolute()
-  like = jax.tree.map(
+  stored = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      x.shape,
+      _shape(x),
       x.dtype,
       sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
     ),
     like,
   )
   try:
-    return ocp.load(path, like)
+    got = ocp.load(path, stored)
   except Exception as e:  # orbax raises many kinds for a damaged folder
     raise JeditError(
       f'checkpoint {path} is damaged or of another run ({type(e).__name__}); '
       'remove it to resume from the one before'
     ) from e
+  return jax.tree.map(
+    lambda x, want: x if want.size else jnp.zeros(want.shape, want.dtype),
+    got,
+    like,
+  )
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
