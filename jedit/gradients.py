@@ -19,7 +19,7 @@ from jedit.rows import Rows, enter, plain
 from jedit.types import EditBatch, Params
 
 
-class Targets(NamedTuple):
+class Wanted(NamedTuple):
   """The tokens of packed plain rows after which a target's token is wanted.
 
   Attributes:
@@ -59,7 +59,7 @@ class Normaliser(NamedTuple):
   count: jax.Array
 
 
-def _targets(rows: Rows, batch: EditBatch) -> Targets:
+def _wanted(rows: Rows, batch: EditBatch) -> Wanted:
   """Of a batch of plain rows, on the grid [B, P + S]."""
   label = jnp.pad(
     batch.label[:, 0], ((0, 0), (batch.head.shape[-1], 0)), constant_values=-1
@@ -68,7 +68,7 @@ def _targets(rows: Rows, batch: EditBatch) -> Targets:
     label.ravel() >= 0, size=batch.budget[3], fill_value=label.size
   )[0]
   token = rows.at.token.ravel()
-  return Targets(
+  return Wanted(
     token.at[slot].get(mode='fill', fill_value=rows.x.shape[0]),
     take(label.ravel(), slot),
     slot // label.shape[1],
@@ -78,17 +78,17 @@ def _targets(rows: Rows, batch: EditBatch) -> Targets:
 
 def logits(
   model: Model, params: Params, batch: EditBatch
-) -> tuple[jax.Array, Targets]:
+) -> tuple[jax.Array, Wanted]:
   """float32 [Q, V] where a token of a target is wanted after a plain prompt."""
   batch = plain(batch)
   rows = enter(model, params, batch)
-  at = _targets(rows, batch)
+  at = _wanted(rows, batch)
   x, _ = transformer.run(model, params['site'], rows.x, rows.at)
   x, _ = transformer.run(model, params['above'], x, rows.at)
   return model.logits(params, take(x, at.token)), at
 
 
-def mean_nll(scores: jax.Array, at: Targets, weight: jax.Array) -> jax.Array:
+def mean_nll(scores: jax.Array, at: Wanted, weight: jax.Array) -> jax.Array:
   """-log p of the targets' tokens, those of a request weighed by [B] or []."""
   nll = optax.softmax_cross_entropy_with_integer_labels(scores, at.label)
   weight = jnp.broadcast_to(weight, at.length.shape)
@@ -115,7 +115,7 @@ def factors(
   batch = plain(batch)
   rows = enter(model, params, batch)
   size = rows.x.shape[0]
-  at = _targets(rows, batch)
+  at = _wanted(rows, batch)
   kept = at.token if targets_alone else jnp.arange(size)
   real = kept < (size if targets_alone else rows.mask.sum())
 

@@ -20,18 +20,30 @@ def build(config: ConfigDict, loaded: Loaded, moment):
   if 'moment' in takes:
     arguments['moment'] = moment
   if 'network' in takes:
-    if not config.network:
-      raise JeditError(
-        'config.network: name the folder of a network that launch.train_mend '
-        'has trained'
-      )
-    arguments['network'] = hypernetwork.load(config.network)
+    arguments['network'] = _network(config)
   if 'optimise' in takes:
     optimise = values.optimiser(loaded.model, **config.optimiser)
     arguments['optimise'] = optimise
   editor = make(loaded.model, **arguments)
   behind = _behind(config)
   return optax.chain(editor, *behind) if behind else editor
+
+
+def _network(config: ConfigDict) -> hypernetwork.Network:
+  """MEND's, trained for the layers that are edited."""
+  if not config.network:
+    raise JeditError(
+      'config.network: name the folder of a network that launch.train_mend has '
+      'trained'
+    )
+  network, about = hypernetwork.load(config.network)
+  if about['layers'] != list(config.layers):
+    raise JeditError(
+      f'config.network={config.network} is trained for layers '
+      f'{about["layers"]}, config.layers={tuple(config.layers)}: choose these, '
+      'or train another'
+    )
+  return network
 
 
 def needs_moment(config: ConfigDict) -> bool:

@@ -21,7 +21,7 @@ from tokenizers import decoders, pre_tokenizers, trainers
 from jedit import checkpoint
 from jedit.models import hf, load, transformer
 from jedit.types import JeditError
-from launch import edit, training
+from launch import edit, method, training
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _HF = {
@@ -219,10 +219,14 @@ def test_mend_is_trained_and_edits(run, tmp_path):
   lines = [json.loads(x) for x in (work / 'log.jsonl').read_text().splitlines()]
   assert [x['cursor'] for x in lines] == [0, 2]
   assert all(x['held_out']['nll'] > 0 for x in lines)
+  config = run.config('mend')
   with pytest.raises(JeditError, match='config.network: name the folder'):
-    run(tmp_path / 'a', 'mend')
-  run(tmp_path / 'b', 'mend', network=str(work))
-  log = (tmp_path / 'b' / 'log.jsonl').read_text().splitlines()
+    method.build(config, None, None)
+  config.update({'network': str(work), 'layers': (2, 3)})
+  with pytest.raises(JeditError, match='is trained for layers .1, 2., config'):
+    method.build(config, None, None)
+  run(tmp_path / 'a', 'mend', network=str(work))
+  log = (tmp_path / 'a' / 'log.jsonl').read_text().splitlines()
   assert json.loads(log[-1])['norm_ratio'] != [1.0, 1.0]
 
 

@@ -175,7 +175,9 @@ def test_resuming_changes_no_bit(tmp_path):
 def test_a_network_comes_back_from_its_folder(tmp_path):
   net = moved()
   hypernetwork.save(tmp_path, net, {'model': 'tiny'})
-  chex.assert_trees_all_equal(hypernetwork.load(tmp_path), net)
+  again, about = hypernetwork.load(tmp_path)
+  chex.assert_trees_all_equal(again, net)
+  assert about['model'] == 'tiny' and about['rank'] == 8
   with pytest.raises(JeditError, match='holds no trained network'):
     hypernetwork.load(tmp_path / 'network')
 
