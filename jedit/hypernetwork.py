@@ -61,7 +61,7 @@ def init(
     'scale': jnp.ones((DEPTH, layers, size)),
     'shift': jnp.zeros((DEPTH, layers, size)),
   }
-  params = {'blocks': blocks, 'rate': jnp.full(layers, rate)}
+  params = {'blocks': blocks, 'rate': jnp.full(layers, rate, jnp.float32)}
   return Network(params, gradients.nothing_seen(layers, size))
 
 
