@@ -35,6 +35,7 @@ def get_config(method='alphaedit'):
       'rome': {'batch_size': 1, 'layers': (5, 5)},
       'emmet': {'layers': (5, 5)},
       'mend': {'layers': (26, 28)},
+      'ultraedit': {'layers': (20, 26), 'lr': 1e-3},
     },
     batch_size=20,
     num_edits=40,

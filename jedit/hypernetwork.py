@@ -61,7 +61,7 @@ def init(
     'scale': jnp.ones((DEPTH, layers, size)),
     'shift': jnp.zeros((DEPTH, layers, size)),
   }
-  params = {'blocks': blocks, 'rate': jnp.full(layers, rate)}
+  params = {'blocks': blocks, 'rate': jnp.full(layers, rate, jnp.float32)}
   return Network(params, gradients.nothing_seen(layers, size))
 
 
@@ -152,8 +152,8 @@ def save(folder: str | os.PathLike, network: Network, about: dict) -> None:
   )
 
 
-def load(folder: str | os.PathLike) -> Network:
-  """The network that `save` wrote to a folder."""
+def load(folder: str | os.PathLike) -> tuple[Network, dict]:
+  """The network that `save` wrote to a folder, and what is known about it."""
   path = pathlib.Path(folder) / 'manifest.json'
   try:
     about = json.loads(path.read_text())
@@ -165,4 +165,5 @@ def load(folder: str | os.PathLike) -> Network:
       'that launch.train_mend has finished'
     ) from e
   like = jax.eval_shape(lambda: init(jax.random.key(0), shape, rank))
-  return Network(**checkpoint.load(path.parent / 'network', like._asdict()))
+  saved = checkpoint.load(path.parent / 'network', like._asdict())
+  return Network(**saved), about

@@ -17,12 +17,7 @@ def build(config: ConfigDict, loaded: Loaded, moment):
   arguments = config.editor.to_dict()
   name = arguments.pop('name')
   if base.needs(name, 'network'):
-    if not config.network:
-      raise JeditError(
-        'config.network: name the folder of a network that launch.train_mend '
-        'has trained'
-      )
-    arguments['network'] = hypernetwork.load(config.network)
+    arguments['network'] = _network(config)
   if base.needs(name, 'optimise'):
     optimise = values.optimiser(loaded.model, **config.optimiser)
     arguments['optimise'] = optimise
@@ -34,6 +29,23 @@ def build(config: ConfigDict, loaded: Loaded, moment):
   host = lambda moment: chain(make(moment))
   wrapped = base.parse(config.method)[2][-1:] == ['blue']
   return editors.blue(host, moment) if wrapped else host(moment)
+
+
+def _network(config: ConfigDict) -> hypernetwork.Network:
+  """MEND's, trained for the layers that are edited."""
+  if not config.network:
+    raise JeditError(
+      'config.network: name the folder of a network that launch.train_mend has '
+      'trained'
+    )
+  network, about = hypernetwork.load(config.network)
+  if about['layers'] != list(config.layers):
+    raise JeditError(
+      f'config.network={config.network} is trained for layers '
+      f'{about["layers"]}, config.layers={tuple(config.layers)}: choose these, '
+      'or train another'
+    )
+  return network
 
 
 def needs_moment(config: ConfigDict) -> bool:

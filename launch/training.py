@@ -1,7 +1,8 @@
-"""The training of MEND's network: its examples, its optimiser, its loop."""
+"""The training of MEND's network: its optimiser, its step, its loop."""
 
 import functools
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,27 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jedit import checkpoint, files, hypernetwork, prompts
+import jedit
+from jedit import checkpoint, evaluate, hypernetwork
 from jedit.hypernetwork import Network
+from jedit.models.load import load
 from jedit.models.transformer import Model
-from jedit.requests import Request
-from jedit.types import EditBatch, JeditError
-
-_FIELDS = 'src', 'alt', 'rephrase', 'loc', 'loc_ans'
-
-
-class Examples(NamedTuple):
-  """What to edit, the same in other words, and what must stay: [N, 1, ...]."""
-
-  edit: EditBatch
-  rephrased: EditBatch
-  local: EditBatch
-
-
-def means(terms: Sequence[Sequence[jax.Array]]) -> dict:
-  """{'loss', 'nll', 'kl'} of some steps."""
-  each = np.mean(jax.device_get(terms), axis=0).tolist()
-  return dict(zip(('loss', 'nll', 'kl'), each, strict=True))
+from jedit.types import JeditError
+from launch import common, examples, folder
 
 
 class Carry(NamedTuple):
@@ -41,50 +28,10 @@ class Carry(NamedTuple):
   cursor: jax.Array
 
 
-def read(path, tokenizer, rendering: str, max_length: int) -> Examples:
-  """Examples of records with src, alt, rephrase, loc and loc_ans.
-
-  `alt` is what the edit makes of the answer.
-  """
-  kinds = [], [], []
-  for where, record in files.read_json(path):
-    if isinstance(record, JeditError):
-      raise record
-    lacks = [f for f in _FIELDS if not isinstance(record.get(f), str)]
-    if lacks:
-      raise JeditError(f'{where}: no text "{lacks[0]}"; add it or leave it out')
-    src, alt, rephrase, loc, answer = (record[f].strip() for f in _FIELDS)
-    pairs = (src, alt), (rephrase, alt), (loc, answer)
-    for kind, (prompt, target) in zip(kinds, pairs, strict=True):
-      kind.append([Request(where, prompt, None, target)])
-  if not kinds[0]:
-    raise JeditError(f'{path}: no record')
-  make = lambda kind: prompts.edit_batches(
-    tokenizer, kind, [], 1, rendering, max_length, 'last'
-  )
-  return Examples(*map(make, kinds))
-
-
-def split(examples: Examples, held_out: int) -> tuple[Examples, Examples]:
-  """(those to train on, the last `held_out`)."""
-  cut = len(examples.edit.valid) - held_out
-  if cut < 1:
-    raise JeditError(
-      f'{cut + held_out} examples, of which {held_out} are held out: give more'
-    )
-  part = lambda *at: jax.tree.map(lambda a: np.asarray(a)[slice(*at)], examples)
-  return part(None, cut), part(cut, None)
-
-
-def at(examples: Examples, index: int) -> Examples:
-  """One example."""
-  return jax.tree.map(lambda a: jnp.asarray(a[index]), examples)
-
-
-def choose(seed: int, cursor: int, count: int) -> int:
-  """The example of a step: all of them, shuffled anew in each epoch."""
-  epoch, place = divmod(cursor, count)
-  return int(np.random.default_rng([seed, epoch]).permutation(count)[place])
+def means(terms: Sequence[Sequence[jax.Array]]) -> dict:
+  """{'loss', 'nll', 'kl'} of some steps."""
+  each = np.mean(jax.device_get(terms), axis=0).tolist()
+  return dict(zip(('loss', 'nll', 'kl'), each, strict=True))
 
 
 def optimiser(
@@ -171,3 +118,82 @@ def resume(store: pathlib.Path, carry: Carry) -> Carry:
   like = {f'{i:03d}': leaf for i, leaf in enumerate(leaves)}
   saved = checkpoint.load(store / f'{found[-1]:06d}', like)
   return jax.tree.unflatten(form, [saved[k] for k in sorted(saved)])
+
+
+def run(config, train, workdir, steps, save_every, sane, **settings) -> None:
+  """From config and records to a trained network in the run folder."""
+  if not train:
+    raise JeditError('--train: name a file of zsRE records as MEND has them')
+  inputs = {'train': common.file_hash(train), **settings}
+  loaded = load(config.model)
+  model = loaded.model
+  lo, hi = common.check_layers(config, loaded)
+  inputs['model'] = checkpoint.fingerprint(loaded.params)
+  home = folder.open_folder(workdir, config, inputs)
+  params = jax.tree.map(jnp.asarray, loaded.params)
+  prose = loaded.tokenizer(common.PROSE.read_text()).input_ids
+  base = float(evaluate.perplexity(model, params, jnp.asarray(prose)[None]))
+  if not base < sane:
+    raise JeditError(
+      f'{config.model} has perplexity {base:.1f} on plain prose, {sane:.1f} is '
+      'the most (--sane): is it the model you mean?'
+    )
+  shown, held = examples.divide(
+    examples.read(
+      train, loaded.tokenizer, config.rendering, model.config.context_length
+    ),
+    settings['held_out'],
+  )
+  count, params = len(shown.edit.valid), jedit.split(params, lo, hi)
+  tx = optimiser(settings['lr'], settings['rate_lr'])
+  network = hypernetwork.init(
+    jax.random.key(config.seed),
+    params['site']['mlp']['down']['kernel'].shape,
+    settings['rank'],
+    settings['rate'],
+  )
+  zero = jnp.zeros((), jnp.int32)
+  carry = Carry(network, tx.init(network.params), zero)
+  carry = resume(home / 'checkpoint', carry)
+  carry = jax.tree.map(jnp.copy, carry)  # nothing twice: it is donated
+  cursor = int(carry.cursor)
+  common.say(
+    f'{config.model}: perplexity {base:.1f}; layers {lo}-{hi}, {count} '
+    f'examples, steps {cursor} to {steps}; run folder {home}'
+  )
+  step, score = stepper(model, tx), judge(model)
+  example = lambda n: examples.at(shown, examples.choose(config.seed, n, count))
+  copy = jax.tree.map(jnp.copy, carry)
+  _, _, norms = step(params, copy, example(cursor))
+  started = bool(carry.network.params['blocks']['u'].any())
+  check_gradients(jax.device_get(norms), started)
+
+  def validate():
+    which = range(len(held.edit.valid))
+    ask = lambda i: score(params, carry.network, examples.at(held, i))
+    return means([ask(i) for i in which])
+
+  log, recent, began = folder.Log(home, cursor), [], time.perf_counter()
+  if not log.lines:
+    log.add(cursor=0, held_out=validate(), base_perplexity=base)
+  with common.bar(steps, 'training', 'edit') as progress:
+    progress.update(cursor)
+    while cursor < steps:
+      carry, terms, _ = step(params, carry, example(cursor))
+      recent.append(terms)
+      cursor += 1
+      progress.update(1)
+      if cursor % save_every == 0 or cursor == steps:
+        log.add(
+          cursor=cursor,
+          train=means(recent),
+          held_out=validate(),
+          rate=carry.network.params['rate'].tolist(),
+          seconds=time.perf_counter() - began,
+        )
+        common.say(f'\n{log.lines[-1]}')
+        save(home / 'checkpoint', carry)
+        recent, began = [], time.perf_counter()
+  about = {'model': config.model, 'layers': [lo, hi], 'steps': cursor}
+  hypernetwork.save(home, carry.network, about | {'base_hash': inputs['model']})
+  common.say(f'network: {home}')

@@ -21,7 +21,7 @@ from tokenizers import decoders, pre_tokenizers, trainers
 from jedit import checkpoint
 from jedit.models import hf, load, transformer
 from jedit.types import JeditError
-from launch import edit, grid, measure, sweep
+from launch import edit, grid, measure, method, sweep, training
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _HF = {
@@ -108,6 +108,7 @@ def run(make):
   def run(work, of='memit', **fields):
     edit.run(make(of, **fields), str(work))
 
+  run.config = module.get_config
   return run
 
 
@@ -204,6 +205,39 @@ def test_bad_input(run, tmp_path, fields, words):
   with pytest.raises(JeditError, match=words):
     run(tmp_path / 'w', **fields)
   assert not (tmp_path / 'w' / 'results.json').exists()
+
+
+def test_mend_is_trained_and_edits(run, tmp_path):
+  records = tmp_path / 'train.jsonl'
+  with records.open('w') as f:
+    for i, city in enumerate(_CITIES):
+      record = {
+        'src': f'{city} is a city in', 'alt': _CITIES[i - 1], 'loc': 'It is in',
+        'rephrase': f'Travel to {city}, in', 'loc_ans': city,
+      }  # fmt: skip
+      print(json.dumps(record), file=f)
+  work, settings = (
+    tmp_path / 'mend',
+    dict(held_out=1, rank=4, lr=1e-3, rate=-1e-3, rate_lr=1e-3),
+  )
+  train = lambda sane: training.run(
+    run.config('mend'), str(records), work, 2, 2, sane, **settings
+  )
+  with pytest.raises(JeditError, match='perplexity .* on plain prose, 2.0 is'):
+    train(2.0)
+  train(1e9)
+  lines = [json.loads(x) for x in (work / 'log.jsonl').read_text().splitlines()]
+  assert [x['cursor'] for x in lines] == [0, 2]
+  assert all(x['held_out']['nll'] > 0 for x in lines)
+  config = run.config('mend')
+  with pytest.raises(JeditError, match='config.network: name the folder'):
+    method.build(config, None, None)
+  config.update({'network': str(work), 'layers': (2, 3)})
+  with pytest.raises(JeditError, match='is trained for layers .1, 2., config'):
+    method.build(config, None, None)
+  run(tmp_path / 'a', 'mend', network=str(work))
+  log = (tmp_path / 'a' / 'log.jsonl').read_text().splitlines()
+  assert json.loads(log[-1])['norm_ratio'] != [1.0, 1.0]
 
 
 def test_skip_lists_what_it_skipped(run, home, tmp_path):

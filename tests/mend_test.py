@@ -10,8 +10,8 @@ import pytest
 
 from jedit import gradients, hypernetwork
 from jedit.models import transformer
-from jedit.types import JeditError
-from launch import training
+from jedit.types import JeditError, apply_updates
+from launch import examples, training
 from tests import tiny
 
 _SHAPE = 3, 64, 32
@@ -34,7 +34,7 @@ def test_untrained_it_is_the_gradient_times_the_rate():
   got = random_factors()
   key, grad = (np.where(got.real[..., None], x, 0) for x in got[:2])
   want = 1e-4 * np.einsum('emf,emd->efd', key, grad)
-  delta = hypernetwork.apply(network(), got)
+  delta = jax.jit(hypernetwork.apply)(network(), got)
   np.testing.assert_allclose(delta, want, atol=1e-6 * np.abs(want).max())
 
 
@@ -45,7 +45,7 @@ def moved():
   out = network()
   out = out._replace(params=jax.tree.map(move, out.params))
   for seed in 1, 2:
-    out = hypernetwork.observe(out, random_factors(seed))
+    out = jax.jit(hypernetwork.observe)(out, random_factors(seed))
   return out
 
 
@@ -63,32 +63,43 @@ def test_it_equals_plain_loops():
         low = b['u'][i] @ (b['v'][i] @ x) + b['bias'][i]
         x = x + np.maximum(b['scale'][i, e] * low + b['shift'][i, e], 0)
       want[e] += p['rate'][e] * np.outer(x[:64], x[64:])
-  delta = hypernetwork.apply(net, got)
+  delta = jax.jit(hypernetwork.apply)(net, got)
   np.testing.assert_allclose(delta, want, atol=1e-4 * np.abs(want).max())
 
 
 @functools.cache
 def trainer():
-  """(step, score, params, examples [N], a fresh Carry)."""
+  """(step, measure, params, Examples [N], a fresh Carry).
+
+  measure(params, network, example) -> dW, loss, (NLL, KL).
+  """
   model, params = tiny.model()
   tx = training.optimiser(lr=1e-3, rate_lr=1e-3, accumulate=2)
   stack = lambda seed: tiny.stack(
     [tiny.batch(1, 1, seed=seed + n, hard=()) for n in range(3)]
   )
-  examples = training.Examples(stack(0), stack(0), stack(10))
+  data = examples.Examples(stack(0), stack(0), stack(10))
   start = network(rate=-1e-3)
   carry = training.Carry(start, tx.init(start.params), jnp.zeros((), jnp.int32))
-  step, score = training.stepper(model, tx), training.judge(model)
-  return step, score, tiny.split(params), examples, carry
+
+  @jax.jit
+  def measure(params, net, one):
+    got = hypernetwork.factors(model, params, one.edit)
+    return hypernetwork.apply(net, got), *hypernetwork.objective(
+      net.params, net, model, params, got, one.rephrased, one.local
+    )
+
+  step = training.stepper(model, tx)
+  return step, measure, tiny.split(params), data, carry
 
 
 def train(carry, steps):
   """(carry after `steps` more, losses, norms)."""
-  step, _, params, examples, _ = trainer()
+  step, _, params, data, _ = trainer()
   carry, out = jax.tree.map(jnp.copy, carry), []
   for _ in range(steps):
-    index = training.choose(0, int(carry.cursor), 3)
-    carry, *rest = step(params, carry, training.at(examples, index))
+    index = examples.choose(0, int(carry.cursor), 3)
+    carry, *rest = step(params, carry, examples.at(data, index))
     out.append(jax.device_get(rest))
   return carry, [terms for terms, _ in out], [norms for _, norms in out]
 
@@ -99,11 +110,13 @@ def trained():
 
 
 def test_training_lowers_the_loss():
-  _, score, params, examples, start = trainer()
+  _, measure, params, data, start = trainer()
   carry = trained()[0]
-  mean = lambda net: training.means(
-    [score(params, net, training.at(examples, i)) for i in range(3)]
-  )
+
+  def mean(net):
+    each = [measure(params, net, examples.at(data, i)) for i in range(3)]
+    return training.means([(loss, *terms) for _, loss, terms in each])
+
   statistics = start.network._replace(seen=carry.network.seen)
   before, after = mean(statistics), mean(carry.network)
   assert after['nll'] < 0.8 * before['nll']
@@ -112,19 +125,18 @@ def test_training_lowers_the_loss():
 
 
 def test_the_objective_equals_plain_forward_passes():
-  step, score, params, examples, _ = trainer()
+  _, measure, params, data, _ = trainer()
   model, _ = tiny.model()
   net = trained()[0].network
-  one = training.at(examples, 1)
-  got = hypernetwork.factors(model, params, one.edit)
-  delta = hypernetwork.apply(net, got)
-  edited = hypernetwork.apply_updates(params, hypernetwork.as_updates(delta))
-  plain = lambda p, batch: [
-    np.asarray(x[0], np.float64)
-    for x in tiny.trace(
-      model, transformer.join(p), jnp.asarray(tiny.whole_rows(batch)[0][:, 0])
-    )[:1]
-  ][0]
+  one = examples.at(data, 1)
+  delta, _, terms = measure(params, net, one)
+  edited = apply_updates(params, hypernetwork.as_updates(delta))
+
+  def plain(params, batch):
+    tokens = jnp.asarray(tiny.whole_rows(batch)[0][:, 0])
+    logits = tiny.trace(model, transformer.join(params), tokens)[0][0]
+    return np.asarray(logits, np.float64)
+
   log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
   rows = lambda batch: np.flatnonzero(tiny.whole_rows(batch)[2][0, 0] >= 0)
   batch = jax.tree.map(np.asarray, one.rephrased)
@@ -135,7 +147,6 @@ def test_the_objective_equals_plain_forward_passes():
   at = rows(batch)
   before, after = (log(plain(p, batch))[at] for p in (params, edited))
   kl = (np.exp(before) * (before - after)).sum(-1).mean()
-  _, *terms = score(params, net, one)
   np.testing.assert_allclose(terms, [nll, kl], rtol=1e-3)
   assert kl > 1e-4
 
@@ -164,14 +175,16 @@ def test_resuming_changes_no_bit(tmp_path):
 def test_a_network_comes_back_from_its_folder(tmp_path):
   net = moved()
   hypernetwork.save(tmp_path, net, {'model': 'tiny'})
-  chex.assert_trees_all_equal(hypernetwork.load(tmp_path), net)
+  again, about = hypernetwork.load(tmp_path)
+  chex.assert_trees_all_equal(again, net)
+  assert about['model'] == 'tiny' and about['rank'] == 8
   with pytest.raises(JeditError, match='holds no trained network'):
     hypernetwork.load(tmp_path / 'network')
 
 
 def test_every_example_comes_once_an_epoch():
   epochs = [
-    [training.choose(1, e * 9 + i, 9) for i in range(9)] for e in (0, 1)
+    [examples.choose(1, e * 9 + i, 9) for i in range(9)] for e in (0, 1)
   ]
   assert epochs[0] != epochs[1]
   assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(9))

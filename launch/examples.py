@@ -1,0 +1,67 @@
+"""What MEND is trained on: records of edits, other words and what must stay."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jedit import files, prompts
+from jedit.requests import Request
+from jedit.types import EditBatch, JeditError
+
+_FIELDS = 'src', 'alt', 'rephrase', 'loc', 'loc_ans'
+
+
+class Examples(NamedTuple):
+  """What to edit, the same in other words, and what must stay: [N, 1, ...]."""
+
+  edit: EditBatch
+  rephrased: EditBatch
+  local: EditBatch
+
+
+def read(path, tokenizer, rendering: str, max_length: int) -> Examples:
+  """Examples of records with src, alt, rephrase, loc and loc_ans.
+
+  `alt` is what the edit makes of the answer.
+  """
+  kinds = [], [], []
+  for where, record in files.read_json(path):
+    if isinstance(record, JeditError):
+      raise record
+    lacks = [f for f in _FIELDS if not isinstance(record.get(f), str)]
+    if lacks:
+      raise JeditError(f'{where}: no text "{lacks[0]}"; add it or leave it out')
+    src, alt, rephrase, loc, answer = (record[f].strip() for f in _FIELDS)
+    pairs = (src, alt), (rephrase, alt), (loc, answer)
+    for kind, (prompt, target) in zip(kinds, pairs, strict=True):
+      kind.append([Request(where, prompt, None, target)])
+  if not kinds[0]:
+    raise JeditError(f'{path}: no record')
+  make = lambda kind: prompts.edit_batches(
+    tokenizer, kind, [], 1, rendering, max_length, 'last'
+  )
+  return Examples(*map(make, kinds))
+
+
+def divide(examples: Examples, held_out: int) -> tuple[Examples, Examples]:
+  """(those to train on, the last `held_out`)."""
+  cut = len(examples.edit.valid) - held_out
+  if cut < 1:
+    raise JeditError(
+      f'{cut + held_out} examples, of which {held_out} are held out: give more'
+    )
+  part = lambda *at: jax.tree.map(lambda a: np.asarray(a)[slice(*at)], examples)
+  return part(None, cut), part(cut, None)
+
+
+def at(examples: Examples, index: int) -> Examples:
+  """One example."""
+  return jax.tree.map(lambda a: jnp.asarray(a[index]), examples)
+
+
+def choose(seed: int, cursor: int, count: int) -> int:
+  """The example of a step: all of them, shuffled anew in each epoch."""
+  epoch, place = divmod(cursor, count)
+  return int(np.random.default_rng([seed, epoch]).permutation(count)[place])
