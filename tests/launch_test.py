@@ -108,7 +108,6 @@ def run(make):
   def run(work, of='memit', **fields):
     edit.run(make(of, **fields), str(work))
 
-  run.config = module.get_config
   return run
 
 
@@ -207,7 +206,7 @@ def test_bad_input(run, tmp_path, fields, words):
   assert not (tmp_path / 'w' / 'results.json').exists()
 
 
-def test_mend_is_trained_and_edits(run, tmp_path):
+def test_mend_is_trained_and_edits(make, run, tmp_path):
   records = tmp_path / 'train.jsonl'
   with records.open('w') as f:
     for i, city in enumerate(_CITIES):
@@ -221,7 +220,7 @@ def test_mend_is_trained_and_edits(run, tmp_path):
     dict(held_out=1, rank=4, lr=1e-3, rate=-1e-3, rate_lr=1e-3),
   )
   train = lambda sane: training.run(
-    run.config('mend'), str(records), work, 2, 2, sane, **settings
+    make('mend'), str(records), work, 2, 2, sane, **settings
   )
   with pytest.raises(JeditError, match='perplexity .* on plain prose, 2.0 is'):
     train(2.0)
@@ -229,7 +228,7 @@ def test_mend_is_trained_and_edits(run, tmp_path):
   lines = [json.loads(x) for x in (work / 'log.jsonl').read_text().splitlines()]
   assert [x['cursor'] for x in lines] == [0, 2]
   assert all(x['held_out']['nll'] > 0 for x in lines)
-  config = run.config('mend')
+  config = make('mend')
   with pytest.raises(JeditError, match='config.network: name the folder'):
     method.build(config, None, None)
   config.update({'network': str(work), 'layers': (2, 3)})
