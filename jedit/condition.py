@@ -69,9 +69,9 @@ def spectrum(
 
 
 def ridge_prior(
-  moment: SecondMoment, weight: float, floor: float = 1e-9
+  moment: SecondMoment, weight: float, penalty: float = 0.0, floor: float = 1e-9
 ) -> np.ndarray:
-  """Root of (weight C)^-1, float32 [E, F, F]: MEMIT, EMMET, ROME, PMET.
+  """Root of (weight C + penalty I)^-1, float32 [E, F, F]: MEMIT, EMMET, ROME.
 
   Eigenvalues of C below `floor` times the largest are raised to it, so that
   directions that the text never used cannot take an unbounded update.
@@ -80,7 +80,8 @@ def ridge_prior(
     raise JeditError(f'weight={weight}: the weight of C must be above 0')
   values, vectors = spectrum(moment.moment)
   values = np.maximum(values, floor * values[:, -1:])
-  return (vectors / np.sqrt(weight * values)[:, None]).astype(np.float32)
+  left = np.sqrt(weight * values + penalty)
+  return (vectors / left[:, None]).astype(np.float32)
 
 
 def null_space_prior(

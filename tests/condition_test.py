@@ -244,6 +244,13 @@ def test_ridge_prior():
   assert apart(root @ root.swapaxes(1, 2), want) < 1e-5
 
 
+def test_ridge_prior_with_a_penalty():
+  moment = SecondMoment(np.eye(3)[None] * [1.0, 2.0, 4.0], 1.0)
+  root = condition.ridge_prior(moment, 2.0, penalty=6.0)[0]
+  want = np.diag([1 / 8, 1 / 10, 1 / 14])
+  np.testing.assert_allclose(root @ root.T, want, atol=1e-7)
+
+
 def test_ridge_prior_floor():
   moment, [basis] = moments(np.array([4.0, 1.0, 0.0, 0.0]))
   root = condition.ridge_prior(moment, 2.0, floor=0.125)[0]

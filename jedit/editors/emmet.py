@@ -21,6 +21,7 @@ def emmet(
   *,
   weight: float = 1.0,
   ridge: float = 0.1,
+  penalty: float = 0.0,
   optimise: values.Optimise | None = None,
 ) -> Editor:
   """EMMET as an optax transformation of EditBatches.
@@ -31,11 +32,12 @@ def emmet(
     weight: of C (mom2_update_weight).
     ridge: noise of a batch of two facts or more (emmet_lambda); 0 writes every
       value exactly, which needs keys that are linearly independent.
+    penalty: added to the diagonal of C~ (update_norm_lambda).
     optimise: the value engine; values.optimiser(model) by default.
   """
   return least_squares(
     model,
-    condition.ridge_prior(moment, weight),
+    condition.ridge_prior(moment, weight, penalty),
     gaussian(lambda facts: jnp.where(facts > 1, ridge, 0.0)),
     remember=False,
     optimise=optimise or values.optimiser(model),

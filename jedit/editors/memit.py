@@ -19,6 +19,7 @@ def memit(
   *,
   weight: float = 15_000.0,
   remember: bool = False,
+  penalty: float = 0.0,
   optimise: values.Optimise | None = None,
 ) -> Editor:
   """MEMIT as an optax transformation of EditBatches.
@@ -28,11 +29,14 @@ def memit(
     moment: second moments of the keys of the site layers.
     weight: lambda (mom2_update_weight).
     remember: keep earlier edits' keys (MEMIT with history).
+    penalty: lambda_n, of |dW|^2: the prior becomes (lambda C + lambda_n I)^-1.
+      With it, history and values.optimiser(early_stop=inf) this is ENCORE, read
+      off its abstract: the paper was not at hand.
     optimise: the value engine; values.optimiser(model) by default.
   """
   return least_squares(
     model,
-    condition.ridge_prior(moment, weight),
+    condition.ridge_prior(moment, weight, penalty),
     gaussian(1.0),
     remember=remember,
     optimise=optimise or values.optimiser(model),
