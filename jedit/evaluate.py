@@ -150,7 +150,7 @@ def known(
   if not asked:
     return []
   texts, answers = [r.text for r in asked], [(r.old_target,) for r in asked]
-  q = prompts.questions(tokenizer, texts, answers, rendering)
+  q = questions(tokenizer, texts, answers, rendering)
   right = score(model, params, q).correct[:, 0]
   return [r for r, yes in zip(asked, right, strict=True) if yes]
 
