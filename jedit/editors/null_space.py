@@ -36,8 +36,7 @@ def null_space(
     lr: Adam's rate; Adam starts afresh with every batch.
     stop: no further step once the batch's mean loss is below.
     threshold: eigenvalues of C below it span the null space (AlphaEdit's
-      default; the paper takes 10 to 30 times the smallest); absolute, or
-      relative to the largest.
+      value); absolute, or relative to the largest.
     relative: which of the two the threshold is.
   """
   basis, _ = condition.null_space_prior(moment, 1.0, threshold, relative)
