@@ -19,10 +19,10 @@ import jax.numpy as jnp
 
 from jedit import condition, values
 from jedit.conflict import conflict
-from jedit.editors.least_squares import walk
 from jedit.models.transformer import Model
 from jedit.rows import enter
 from jedit.types import EditBatch, Params, SecondMoment
+from jedit.walk import walk
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 

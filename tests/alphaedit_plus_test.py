@@ -8,10 +8,10 @@ import optax
 import pytest
 
 from jedit import condition, conflict
-from jedit.editors.least_squares import Asked
 from jedit.models import transformer
 from jedit.types import JeditError, SecondMoment
 from jedit.validate import Score
+from jedit.walk import Asked
 from tests import oracle, tiny
 
 _F, _D, _M = 24, 6, 8

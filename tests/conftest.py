@@ -16,7 +16,7 @@ jaxtyping.install_import_hook(
       'condition', 'conflict', 'editors', 'generate', 'gradients',
       'hypernetwork', 'models', 'prompts', 'questions', 'requests', 'restore',
       'rows', 'sequence', 'stats', 'suffix', 'tokens', 'trace', 'updates',
-      'validate', 'values',
+      'validate', 'values', 'walk',
     )
   ],
   'beartype.beartype',

@@ -19,9 +19,10 @@ import numpy as np
 
 from jedit import condition, values
 from jedit.conflict import conflict, furthest, pick_smoothing, widen
-from jedit.editors.least_squares import Asked, least_squares
+from jedit.editors.least_squares import least_squares
 from jedit.models.transformer import Model
 from jedit.types import Editor, JeditError, SecondMoment
+from jedit.walk import Asked
 
 _NOTES = 'rank', 'weights', 'smoothing', 'candidates'
 _HIGHEST = jax.lax.Precision.HIGHEST

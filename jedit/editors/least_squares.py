@@ -1,67 +1,22 @@
 """The body shared by the closed-form editors: targets, then a walk of the site.
 
-For each site layer, in order, with the earlier ones already edited: keys of
-all requests, residual R = (v* - h) / left with h the current value at the last
-site layer, and dW from a solver, most often condition.py. A layer's keys depend
-only on the layers before it, so each is taken once, when it is final.
+The value engine says what the values should be (values.py), walk.py what each
+site layer is asked for, and a solver, most often condition.py, its dW.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
 
 from jedit import values
 from jedit.condition import condition
-from jedit.models import transformer
 from jedit.models.transformer import Model
-from jedit.rows import Rows, crop, enter
-from jedit.types import (
-  EditBatch,
-  Editor,
-  EditReport,
-  EditState,
-  Params,
-  Targets,
-  apply_updates,
-)
-from jedit.validate import enter_held, score
-
-_DIVISOR = {
-  'left': lambda left: left,
-  'sqrt': jnp.sqrt,
-  'full': jnp.ones_like,
-}
-
-
-class Asked(NamedTuple):
-  """What is asked of one site layer.
-
-  Attributes:
-    keys: [B, F], averaged over the contexts; zero for padding.
-    plain_keys: [B, F], of the prompts without context.
-    residuals: [B, D], what this layer is to add to the values.
-    distance: [B], |v* - h|, all that is still missing.
-    valid: [B].
-    layer: int32 [], counted from 0 at the first site layer.
-    score: dW [F, D] -> validate.Score of the model with it; None if the batch
-      has no rows to validate with.
-  """
-
-  keys: Float[Array, 'B F']
-  plain_keys: Float[Array, 'B F']
-  residuals: Float[Array, 'B D']
-  distance: Float[Array, 'B']
-  valid: Bool[Array, 'B']
-  layer: jax.Array
-  score: Callable | None
-
-
-# solve(prior of the layer, Asked) -> (dW, posterior, {name: what it did})
-Solve = Callable[[Any, Asked], tuple[jax.Array, Any, dict[str, jax.Array]]]
+from jedit.rows import enter
+from jedit.types import EditBatch, Editor, EditReport, EditState, Params
+from jedit.walk import Solve, walk
 
 
 def gaussian(noise: float | Callable[[jax.Array], jax.Array]) -> Solve:
@@ -160,98 +115,3 @@ def least_squares(
     return {'site': {'mlp': {'down': {'kernel': delta}}}}, new
 
   return optax.GradientTransformation(init, update)
-
-
-def walk(
-  model: Model,
-  params: Params,
-  rows: Rows,
-  batch: EditBatch,
-  targets: Targets,
-  prior: Any,
-  solve: Solve,
-  spread: str = 'left',
-  plain_weight: float | None = 0.5,
-):
-  """Layer after layer: (dW [E, F, D], posterior, residuals [E], notes)."""
-  divisor = _DIVISOR[spread]
-  site, wide = params['site'], batch.head.shape[-1]
-  count, per = batch.tail.shape[:2]
-  contexts = per - 1
-  layers = site['mlp']['down']['kernel'].shape[0]
-  heads, plains = batch.budget[0] + count * contexts, batch.budget[2]
-  to_lookup = slice(0, wide + 1)
-  x, walk = crop(rows, batch, slice(0, contexts), to_lookup, heads)
-  _, plain = crop(rows, batch, slice(0, 1), to_lookup, plains)
-  lookup = walk.token[:, wide].reshape(count, contexts)
-  plain_lookup = plain.token[:, wide]
-  if plain_weight is None:
-    plain_weight = 1 / contexts
-  other = (1 - plain_weight) / max(contexts - 1, 1)
-  share = jnp.full(contexts, other).at[0].set(plain_weight)
-  share = share / share.sum()
-  held_x, held = None, None
-  if batch.validation is not None:
-    held_x, held = enter_held(model, params, batch.validation)
-
-  def block(layer, x, at, past=None):
-    attend = transformer.attention(at, x.shape[0], past)
-    return model.address(layer, x, at.positions, attend)
-
-  def rest(first, x, at):
-    """(x after the site, after its last attention) from layer `first` on."""
-
-    def body(i, xs):
-      layer = jax.tree.map(lambda a: a[i], site)
-      mid, key, _ = block(layer, xs[0], at)
-      return model.value(layer, mid, key), mid
-
-    return jax.lax.fori_loop(first, layers, body, (x, x))
-
-  def current(index, x):
-    """The plain rows' value, with x at the entrance of layer `index`."""
-    grid = transformer.to_grid(x, walk)
-    x = transformer.from_grid(grid[::contexts], plain)
-    x, mid = rest(index, x, plain)
-    value = x if targets.point == 'block' else x - mid
-    return transformer.take(value, plain_lookup).astype(jnp.float32)
-
-  def validator(layer, index, x):
-    """dW -> (rows behind the layer changed by it, their Score)."""
-    mid, key, _ = block(layer, x, held.at)
-    out = model.value(layer, mid, key)
-    behind = lambda delta: out + (key @ delta).astype(out.dtype)
-    return behind, lambda delta: score(
-      model, params, rest(index + 1, behind(delta), held.at)[0], held
-    )
-
-  def step(carry, xs):
-    x, before, held_x = carry
-    layer, prior, index = xs
-    missing = targets.value - current(index, x)
-    wrong = missing / divisor((layers - index).astype(jnp.float32))
-    before_mid, before_key, kv = block(layer, before, rows.prefix_at)
-    past = transformer.as_past(kv, rows.prefix_at)
-    past = jax.tree.map(lambda a: a[:contexts], past)
-    mid, key, _ = block(layer, x, walk, past)
-    every = transformer.take(key, lookup).astype(jnp.float32)
-    keys = jnp.einsum('bcf,c->bf', every, share)
-    behind, scored = None, None
-    if held is not None:
-      behind, scored = validator(layer, index, held_x)
-    distance = jnp.linalg.norm(missing, axis=-1)
-    asked = Asked(
-      keys, every[:, 0], wrong, distance, batch.valid, index, scored
-    )  # fmt: skip
-    delta, prior, notes = solve(prior, asked)
-    layer = apply_updates(layer, {'mlp': {'down': {'kernel': delta}}})
-    missed = jnp.linalg.norm(wrong - keys @ delta)
-    residual = missed / jnp.maximum(jnp.linalg.norm(wrong), 1e-30)
-    before = model.value(layer, before_mid, before_key)
-    held_x = behind(delta) if behind else None
-    carry = model.value(layer, mid, key), before, held_x
-    return carry, (delta, prior, residual, notes)
-
-  xs = (site, prior, jnp.arange(layers))
-  _, out = jax.lax.scan(step, (x, rows.prefix, held_x), xs)
-  return out

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jedit.models import gpt, llama
@@ -28,9 +27,10 @@ from jedit.models.packing import (
   take,
   to_grid,
 )
-from jedit.types import JeditError, Params
+from jedit.models.segments import join, narrow, split
+from jedit.types import Params
 
-# Callers find the packing here too: it is how `run` is called.
+# Callers find packing and segments here too: it is how `run` is called.
 __all__ = [
   'Layout',
   'Model',
@@ -149,70 +149,6 @@ def build(config: Config) -> Model:
 def _attend_self(config, q, k, v):
   """Each token sees itself alone (shapes for init)."""
   return jnp.repeat(v, config.num_heads // config.num_kv_heads, axis=-2)
-
-
-def split(params: Params, lo: int, hi: int) -> Params:
-  """Cuts 'layers' into 'below' [0, lo), 'site' [lo, hi] and 'above'.
-
-  The site's down-projections, which are edited, become float32.
-
-  Args:
-    params: unsplit params, NumPy or JAX.
-    lo: first edited layer, counted from 0, as in the papers' "layers 4-8".
-    hi: last edited layer.
-  """
-  params = dict(params)
-  layers = params.pop('layers')
-  count = layers['mlp']['down']['kernel'].shape[0]
-  if not 0 <= lo <= hi < count:
-    raise JeditError(
-      f'layers {lo}-{hi}: the model has layers 0-{count - 1}, the first '
-      'edited layer comes first'
-    )
-  cut = lambda a, b: jax.tree.map(lambda x: x[a:b], layers)
-  site = cut(lo, hi + 1)
-  down = site['mlp']['down']
-  down['kernel'] = down['kernel'].astype(np.float32, copy=False)
-  return {
-    **params,
-    'below': cut(None, lo),
-    'site': site,
-    'above': cut(hi + 1, None),
-  }
-
-
-def join(params: Params) -> Params:
-  """Undoes split; the site's kernels get the dtype of the other layers'."""
-  params = dict(params)
-  segments = [params.pop(name) for name in ('below', 'site', 'above')]
-
-  def cat(*parts):
-    dtype = parts[0].dtype
-    xp = np if isinstance(parts[0], np.ndarray) else jnp
-    return xp.concatenate([x.astype(dtype, copy=False) for x in parts])
-
-  return {**params, 'layers': jax.tree.map(cat, *segments)}
-
-
-def narrow(params: Params, layer: int) -> Params:
-  """Split params with the site narrowed to one of its layers.
-
-  The others go to 'below' and 'above', which become tuples of segments.
-  """
-  cut = lambda a, b: jax.tree.map(lambda x: x[a:b], params['site'])
-  count = params['site']['mlp']['down']['kernel'].shape[0]
-  before = (cut(None, layer),) if layer else ()
-  after = (cut(layer + 1, None),) if layer + 1 < count else ()
-  return {
-    **params,
-    'below': (*_segments(params['below']), *before),
-    'site': cut(layer, layer + 1),
-    'above': (*after, *_segments(params['above'])),
-  }
-
-
-def _segments(layers):
-  return layers if isinstance(layers, tuple) else (layers,)
 
 
 def run(
