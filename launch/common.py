@@ -31,10 +31,17 @@ def cache_dir() -> pathlib.Path:
   )
 
 
+@functools.cache
 def config_flag():
   """--config=FILE:METHOD and --config.FIELD=VALUE."""
   with _flag_errors():  # the default config's fields are looked up here
     return config_flags.DEFINE_config_file('config', DEFAULT, 'Config file.')
+
+
+@functools.cache
+def workdir_flag():
+  """--workdir=FOLDER; '' makes a new one."""
+  return flags.DEFINE_string('workdir', '', 'Folder; "" makes a new one.')
 
 
 def remade(method: str) -> ConfigDict:

@@ -10,7 +10,6 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 import jedit
@@ -19,7 +18,7 @@ from jedit.models.load import Loaded, load
 from launch import common, folder, measure, method, moments, preflight, stream
 
 _CONFIG = common.config_flag()
-_WORKDIR = flags.DEFINE_string('workdir', '', 'Run folder; "" makes a new one.')
+_WORKDIR = common.workdir_flag()
 
 
 def main(_):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 import jedit
 from jedit import checkpoint, generate, prompts, requests, values
@@ -23,23 +24,27 @@ from jedit.types import JeditError
 from launch import common, folder, moments
 
 _CONFIG = common.config_flag()
-_HOME = flags.DEFINE_string('workdir', '', 'Run folder; "" makes a new one.')
+_HOME = common.workdir_flag()
 _RUN = flags.DEFINE_string('run', '', 'A finished run, to compare with.')
 _SHOWN = 5
 
 
 def main(_):
-  config = _CONFIG.value
+  run(_CONFIG.value, _HOME.value, _RUN.value)
+
+
+def run(config: ConfigDict, workdir: str, finished: str = '') -> None:
+  """From config to table; `finished` is a run folder to compare with, or ''."""
   path = config.requests or common.FACTS
   loaded = load(config.model)
   model, tokenizer = loaded.model, loaded.tokenizer
   asked, _ = common.read_requests(config, path, loaded)
   groups, _ = requests.batched(asked, config.batch_size, config.on_collision)
-  measured = _measured(_RUN.value, len(groups)) if _RUN.value else None
+  measured = _measured(finished, len(groups)) if finished else None
   lo, hi = common.check_layers(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
   inputs = {'requests': common.file_hash(path), 'model': base_hash}
-  home = folder.open_folder(_HOME.value, config, inputs)
+  home = folder.open_folder(workdir, config, inputs)
   params = jax.tree.map(jnp.asarray, loaded.params)
   contexts = generate.contexts(model, params, tokenizer, config.seed)
   batches = prompts.edit_batches(
@@ -74,17 +79,17 @@ def main(_):
   common.say(f'written to {home}')
 
 
-def _measured(run: str, batches: int) -> np.ndarray:
+def _measured(finished: str, batches: int) -> np.ndarray:
   """[E]: mean over a finished run's batches of |R - K dW| / |R|."""
-  path = pathlib.Path(run) / 'log.jsonl'
+  path = pathlib.Path(finished) / 'log.jsonl'
   if not path.is_file():
-    raise JeditError(f'--run={run}: no log.jsonl there; name a run folder')
+    raise JeditError(f'--run={finished}: no log.jsonl there; name a run folder')
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   found = [r for line in lines for r in line['residual']]
   if len(found) != batches:
     raise JeditError(
-      f'--run={run} has {len(found)} batches, these requests {batches}: name a '
-      'finished run of the same facts and batch size'
+      f'--run={finished} has {len(found)} batches, these requests {batches}: '
+      'name a finished run of the same facts and batch size'
     )
   return np.mean(found, axis=0)
 

@@ -22,7 +22,8 @@ from jedit.models.load import load
 from jedit.types import JeditError
 from launch import common, edit, grid, method, picture
 
-# --config and --workdir are those of launch.edit.
+_CONFIG = common.config_flag()
+_WORKDIR = common.workdir_flag()
 _GRID = flags.DEFINE_multi_string(
   'grid', None, 'FIELD=VALUE,VALUE,...; may be given again.', required=True
 )
@@ -30,8 +31,7 @@ _KINDS = *metrics.KINDS, 'score'
 
 
 def main(_):
-  workdir = flags.FLAGS.workdir
-  run(flags.FLAGS.config, _GRID.value, workdir, common.remade)
+  run(_CONFIG.value, _GRID.value, _WORKDIR.value, common.remade)
 
 
 def run(config: ConfigDict, axes: list[str], workdir: str, of=None) -> None:

@@ -25,7 +25,7 @@ from launch import common, picture
 _CONFIG = common.config_flag()
 _FACTS = flags.DEFINE_integer('facts', 40, 'Known facts.', lower_bound=1)
 _SAMPLES = flags.DEFINE_integer('samples', 3, 'Noise, a fact.', lower_bound=1)
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/trace', 'Folder to write to.')
+_WORKDIR = common.workdir_flag()
 
 
 def main(_):
@@ -68,7 +68,7 @@ def run(config: ConfigDict, most: int, samples: int, workdir: str) -> None:
     f'\n--config.layers="{layers}": as many as config.layers, around the peak '
     f'of the MLPs at the last subject token, layer {np.argmax(peak)}'
   )
-  out = pathlib.Path(workdir)
+  out = pathlib.Path(workdir or 'runs/trace')
   out.mkdir(parents=True, exist_ok=True)
   ids = [r.id for r in known[:most]]
   written = {'model': source, 'requests': str(path), 'facts': ids, **settings}

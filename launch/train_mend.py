@@ -16,7 +16,7 @@ from launch import common, training
 
 _CONFIG = common.config_flag()
 _TRAIN = flags.DEFINE_string('train', '', 'Records to train on.')
-_HOME = flags.DEFINE_string('workdir', '', 'Run folder; "" makes a new one.')
+_HOME = common.workdir_flag()
 _STEPS = flags.DEFINE_integer('steps', 10_000, 'Edits.')
 _EVERY = flags.DEFINE_integer('save_every', 500, 'Steps; then it is validated.')
 _HELD = flags.DEFINE_integer('held_out', 50, 'Records to validate on.')

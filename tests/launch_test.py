@@ -21,7 +21,7 @@ from tokenizers import decoders, pre_tokenizers, trainers
 from jedit import checkpoint
 from jedit.models import hf, load, transformer
 from jedit.types import JeditError
-from launch import edit, grid, measure, method, sweep, training
+from launch import edit, foresee, grid, measure, method, sweep, training
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _HF = {
@@ -196,7 +196,7 @@ def test_what_a_record_lacks_is_null(run, tmp_path):
     ({'rendering': 'loud'}, 'choose raw, qa, chat'),
     ({'rendering': 'chat'}, 'no chat template'),
     ({'order': 'random'}, 'choose given or shuffled'),
-    ({'method': 'mimet'}, "method 'mimet': choose one of alphaedit, "),
+    ({'method': 'mimet'}, "method 'mimet': choose one of adaedit, "),
     ({'method': 'alphaedit'}, 'choose it as --config=FILE:METHOD'),
     ({'memory': 1000.0}, 'smaller --config.batch_size'),
     ({'max_norm': 0.5}, 'stopped after 2 facts.*max_norm'),
@@ -412,6 +412,25 @@ def test_a_bad_grid_is_refused_before_the_first_run(
   with pytest.raises(JeditError, match=words):
     sweep.run(make(), axes, str(tmp_path / 'w'))
   assert not (tmp_path / 'w').exists()
+
+
+def test_what_is_foreseen_stands_beside_what_came(make, run, tmp_path, capsys):
+  run(tmp_path / 'a', 'alphaedit')
+  capsys.readouterr()
+  work = tmp_path / 'b'
+  foresee.run(make('alphaedit'), str(work), str(tmp_path / 'a'))
+  text = capsys.readouterr().out
+  head = next(x for x in text.splitlines() if 's(k, K0)' in x)
+  assert head.split()[-1] == 'measured'
+  found = json.loads((work / 'foresight.json').read_text())['requests']
+  assert len(found) == 8 and 0 < found[0]['left'] < 1
+  assert found == sorted(found, key=lambda r: -r['left'])
+  log = (tmp_path / 'a' / 'log.jsonl').read_text().splitlines()
+  first = np.mean([json.loads(x)['residual'][0][0] for x in log])
+  rows = [x.split() for x in text.splitlines() if x[:5].strip() in ('1', '2')]
+  assert float(rows[0][-1]) == pytest.approx(first, abs=1e-3)
+  with pytest.raises(JeditError, match='--run=.*: no log.jsonl'):
+    foresee.run(make('alphaedit'), str(work), str(tmp_path / 'none'))
 
 
 def test_tracing_names_layers(home, tmp_path, monkeypatch):
