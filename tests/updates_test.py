@@ -145,21 +145,28 @@ def test_bad_arguments(make, words):
     make()
 
 
-@pytest.mark.parametrize('host', [*editors_test.EDITORS, 'fine_tune'])
+_BEHIND = optax.chain(*ALL.values())
+_behind = jax.jit(_BEHIND.update)
+
+
+@pytest.mark.parametrize(
+  'host', [*editors_test.EDITORS, *editors_test.GRADIENT]
+)
 def test_every_editor_takes_them_all(host):
   """In one chain (a compilation a pair takes minutes): scanned as in a loop."""
-  editor, params, _, batches = editors_test.make(host)
-  chain = optax.chain(editor, *ALL.values())
+  editor, params, start, batches = editors_test.make(host)
+  chain = optax.chain(editor, _BEHIND)
   scan = jax.jit(lambda *args: edit_sequence(chain, *args))
-  state = chain.init(params)
-  scanned, scanned_state, report = scan(params, state, batches)
+  scanned, scanned_state, report = scan(params, chain.init(params), batches)
   assert report.facts.tolist() == [4, 3, 4]
-  update, now = jax.jit(chain.update), params
+  state, now = (start, _BEHIND.init(params)), params
   for n in range(len(batches.valid)):
-    batch = jax.tree.map(lambda x, n=n: x[n], batches)
-    out, new = update(batch, state, now)
-    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
-    state, now = new, apply_updates(now, out)
+    out, first = editors_test.step(host)(
+      editors_test.batch_of(n), state[0], now
+    )
+    out, second = _behind(out, state[1], now)
+    chex.assert_trees_all_equal_shapes_and_dtypes((first, second), state)
+    state, now = (first, second), apply_updates(now, out)
   chex.assert_trees_all_close((now, state), (scanned, scanned_state), atol=1e-4)
   kernel = editors_test.kernel
   moved = np.linalg.norm(kernel(scanned) - kernel(params))
