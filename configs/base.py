@@ -120,7 +120,8 @@ def get_config(
       'batch_size': 100,
       'order': 'given',  # given, shuffled
       'rendering': 'raw',  # raw, qa, chat
-      'lookup': 'subject',  # subject, last: whose last token is edited
+      # subject, last: whose last token is edited; nothing to gradient editors
+      'lookup': 'subject' if optimiser else 'last',
       'on_bad_request': 'error',  # error, skip
       'on_collision': 'error',  # error, last, merge
       'seed': 0,  # contexts, order, self-written text

@@ -364,6 +364,9 @@ def test_an_editor_without_targets_has_no_optimiser():
   module = importlib.import_module('configs.gptj_6b')
   tuned = module.get_config('ft_l+keep_largest')
   assert tuned.optimiser.to_dict() == {} and tuned.layers == (0, 0)
+  assert (
+    tuned.lookup == 'last' != module.get_config().lookup
+  )  # no subject needed
   assert (tuned.editor.loss, tuned.editor.limit) == ('prompt_last', 5e-5)
   assert module.get_config('ft').editor.limit == 0
   assert module.get_config('fine_tune').layers == (21, 21)
