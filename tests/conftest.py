@@ -1,5 +1,7 @@
 """Settings of every test: shapes checked, hypothesis derandomised."""
 
+import pathlib
+
 import hypothesis
 import jax
 import jaxtyping
@@ -29,6 +31,15 @@ hypothesis.settings.register_profile(
   'jedit', derandomize=True, deadline=None, max_examples=25, database=None
 )
 hypothesis.settings.load_profile('jedit')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def room_for_programs():
+  """Compiled programs are mapped into memory, and maps are counted."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.is_file() and len(maps.read_bytes().splitlines()) > 40_000:
+    jax.clear_caches()
 
 
 @pytest.fixture
