@@ -49,7 +49,9 @@ def parse(method: str) -> tuple[str, dict, list[str]]:
       f'method {method!r}: fuse comes first, it needs the rank of a batch; '
       'clamp_singular comes last, it counts what is given out'
     )
-  if inside != behind and not needs(editor, 'moment'):
+  if inside != behind and not (
+    needs(editor, 'moment') and needs(editor, 'optimise')
+  ):
     raise ValueError(f'method {method!r}: blue needs a closed-form editor')
   return editor, arguments, behind
 

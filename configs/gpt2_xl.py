@@ -16,6 +16,7 @@ def get_config(method='alphaedit'):
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'alphaedit+blue': {'ridge': 80.0},
       'alphaedit_plus': {'threshold': 0.015, 'gain': 3e-4},
+      'mend': {'layers': (45, 47)},
       'memit': {'weight': 20_000.0},
       'rome': {
         'batch_size': 1,

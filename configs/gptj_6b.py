@@ -17,6 +17,8 @@ def get_config(method='alphaedit'):
       'alphaedit+blue': {'ridge': 95.0},
       'alphaedit_plus': {'threshold': 0.017, 'gain': 1.2e-4},
       'pmet': {'weight': 6000.0},
+      'ultraedit': {'layers': (18, 26)},
+      'mend': {'layers': (25, 27)},
       'memit': {'weight': 15_000.0},
       'rome': {
         'batch_size': 1,

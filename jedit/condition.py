@@ -76,8 +76,11 @@ def ridge_prior(
   Eigenvalues of C below `floor` times the largest are raised to it, so that
   directions that the text never used cannot take an unbounded update.
   """
-  if weight <= 0:
-    raise JeditError(f'weight={weight}: the weight of C must be above 0')
+  if weight <= 0 or penalty < 0:
+    raise JeditError(
+      f'weight={weight}, penalty={penalty}: the weight of C must be above 0, '
+      'the penalty not below'
+    )
   values, vectors = spectrum(moment.moment)
   values = np.maximum(values, floor * values[:, -1:])
   left = np.sqrt(weight * values + penalty)

@@ -1,7 +1,7 @@
 """What a stream of edits will meet, before anything is edited (AlphaEdit+).
 
 Of every request, at every site layer of the unedited model, with P AlphaEdit's
-projector and a unit key split by it, |P k|^2 = 1 - s(k, K_0)^2 (eq. 6):
+projector, which splits a key: |P k|^2 = (1 - s(k, K_0)^2) |k|^2 (eq. 6):
 
     conflict with what is kept          s(k, K_0)
     conflict with earlier edits         s(k, K_p), eq. 3

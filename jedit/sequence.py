@@ -37,7 +37,7 @@ def report_of(state) -> EditReport:
   """The EditReport in a state; of several, one for all of them.
 
   An editor of several parts (BLUE) solves the same facts more than once: steps
-  add up, a fact has reached its targets if it did every time.
+  add up, and of the facts that reached their targets it is the least count.
   """
   here = lambda x: isinstance(x, EditReport)
   found = [x for x in jax.tree.leaves(state, is_leaf=here) if here(x)]

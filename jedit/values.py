@@ -95,7 +95,8 @@ def optimiser(
       delta to the attention's output, clamped and decayed by itself, which the
       MLP reads and nothing else uses (PMET, AdaEdit).
     anchor_norm: v* is scaled to the norm of the value that the site had before
-      any edit (NAS). Read off the abstract: the paper was not at hand.
+      any edit (NAS); under BLUE, that its one layer had. Read off the abstract:
+      the paper was not at hand.
     stages: shares of the batch to which the work is cut down; exact.
 
   References:
@@ -104,6 +105,11 @@ def optimiser(
   """
   if point not in POINTS:
     raise JeditError(f'point={point!r}: choose one of {", ".join(POINTS)}')
+  if steps < 1 or not stages or stages[0] != 1:
+    raise JeditError(
+      f'steps={steps}, stages={stages}: at least one step, and the first stage '
+      'is all of the batch (1.0)'
+    )
   adam = optax.adam(lr)
 
   def objective(delta, params, s: Suffix, start, v0, first, factor):
@@ -163,7 +169,8 @@ def optimiser(
           c['delta'], params, s, c['start'], base, c['it'] == 0, factor
         )
         done = c['done'] | (loss < stop) | (c['it'] == steps - 1)
-        done |= sure & (kl < early_stop)
+        if early_stop:
+          done |= sure & (kl < early_stop)
         updates, adam_state = adam.update(grads, c['adam'])
         delta = c['delta'] + updates
         norm = safe_norm(delta)
@@ -204,6 +211,7 @@ def optimiser(
     value = (v0 + carry['delta'])[:, 0]
     if anchor_norm:
       old = value_before(model, params, rows, batch, before, point)
+      old = old.astype(jnp.float32)
       size = safe_norm(old) / jnp.maximum(safe_norm(value), 1e-30)
       value *= size[:, None]
     reached = carry['loss'] < stop

@@ -132,10 +132,12 @@ def check_layers(config: ConfigDict, loaded: Loaded) -> tuple[int, int]:
   """(lo, hi) of the site."""
   lo, hi = config.layers
   last = loaded.model.config.num_layers - 1
-  if not 0 <= lo <= hi < last:
+  if config.optimiser:
+    last -= 1  # the value engine needs a layer above the site
+  if not 0 <= lo <= hi <= last:
     raise JeditError(
-      f'config.layers={tuple(config.layers)}: choose 0 <= first <= last < '
-      f'{last} (the value engine needs a layer above the site)'
+      f'config.layers={tuple(config.layers)}: choose 0 <= first <= last <= '
+      f'{last}, counted from 0'
     )
   return lo, hi
 

@@ -21,7 +21,7 @@ from jedit import checkpoint, generate, prompts, requests, values
 from jedit.foresight import foresee
 from jedit.models.load import load
 from jedit.types import JeditError
-from launch import common, folder, moments
+from launch import common, folder, method, moments
 
 _CONFIG = common.config_flag()
 _HOME = common.workdir_flag()
@@ -35,15 +35,21 @@ def main(_):
 
 def run(config: ConfigDict, workdir: str, finished: str = '') -> None:
   """From config to table; `finished` is a run folder to compare with, or ''."""
+  method.check(config)
+  if config.editor.name not in ('alphaedit', 'alphaedit_plus'):
+    raise JeditError(
+      f'config.method={config.method}: what AlphaEdit leaves is foreseen; '
+      'choose alphaedit or alphaedit_plus'
+    )
   path = config.requests or common.FACTS
   loaded = load(config.model)
   model, tokenizer = loaded.model, loaded.tokenizer
   asked, _ = common.read_requests(config, path, loaded)
   groups, _ = requests.batched(asked, config.batch_size, config.on_collision)
-  measured = _measured(finished, len(groups)) if finished else None
   lo, hi = common.check_layers(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
   inputs = {'requests': common.file_hash(path), 'model': base_hash}
+  measured = _measured(finished, config, inputs) if finished else None
   home = folder.open_folder(workdir, config, inputs)
   params = jax.tree.map(jnp.asarray, loaded.params)
   contexts = generate.contexts(model, params, tokenizer, config.seed)
@@ -54,11 +60,7 @@ def run(config: ConfigDict, workdir: str, finished: str = '') -> None:
   split = jedit.split(params, lo, hi)
   moment, _ = moments.get(config, loaded, split, base_hash)
   common.say(f'looking at {len(asked)} facts, layers {lo}-{hi}')
-  kept = {
-    k: config.editor[k]
-    for k in ('ridge', 'threshold', 'relative')
-    if k in config.editor
-  }
+  kept = {k: config.editor[k] for k in ('ridge', 'threshold', 'relative')}
   out = foresee(
     model,
     split,
@@ -79,17 +81,22 @@ def run(config: ConfigDict, workdir: str, finished: str = '') -> None:
   common.say(f'written to {home}')
 
 
-def _measured(finished: str, batches: int) -> np.ndarray:
+def _measured(finished: str, config: ConfigDict, inputs: dict) -> np.ndarray:
   """[E]: mean over a finished run's batches of |R - K dW| / |R|."""
-  path = pathlib.Path(finished) / 'log.jsonl'
-  if not path.is_file():
-    raise JeditError(f'--run={finished}: no log.jsonl there; name a run folder')
-  lines = [json.loads(line) for line in path.read_text().splitlines()]
-  found = [r for line in lines for r in line['residual']]
-  if len(found) != batches:
+  path = pathlib.Path(finished)
+  if not (path / 'results.json').is_file():
+    raise JeditError(f'--run={finished}: no results.json; name a finished run')
+  run = json.loads((path / 'config.json').read_text())
+  here = json.loads(config.to_json_best_effort()) | {'inputs': inputs}
+  must = 'inputs', 'layers', 'batch_size', 'num_edits', 'order', 'seed'
+  wrong = [k for k in must if run.get(k) != here[k]]
+  lines = (path / 'log.jsonl').read_text().splitlines()
+  found = [r for line in lines for r in json.loads(line)['residual']]
+  layers = config.layers[1] - config.layers[0] + 1
+  if wrong or {len(r) for r in found} != {layers}:
     raise JeditError(
-      f'--run={finished} has {len(found)} batches, these requests {batches}: '
-      'name a finished run of the same facts and batch size'
+      f'--run={finished} is not of these facts and layers '
+      f'({", ".join(wrong) or run["method"]} differs)'
     )
   return np.mean(found, axis=0)
 

@@ -22,6 +22,10 @@ def points(
     axes: FIELD=VALUE,VALUE,... each.
     of: the config of another method, for an axis `method`.
   """
+  for text in axes:
+    field, _, listed = text.partition('=')
+    if of and field == 'method':
+      config = of(listed.partition(',')[0].strip())
   parsed = [_axis(config, text) for text in axes]
   out = {}
   for values in itertools.product(*(values for _, values in parsed)):

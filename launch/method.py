@@ -66,7 +66,9 @@ def _behind(config: ConfigDict) -> list[optax.GradientTransformation]:
       continue
     arguments = config.updates[name].to_dict()
     if name == 'fuse' and not arguments['size']:
-      arguments['size'] = max(arguments['rank'], config.batch_size)
+      solved = base.needs(config.editor.name, 'optimise')
+      size = config.batch_size if solved else 1_000_000  # no bound: exact
+      arguments['size'] = max(arguments['rank'], size)
     out.append(getattr(updates, name)(**arguments))
   return out
 
@@ -102,4 +104,8 @@ def check(config: ConfigDict) -> None:
         f'config.{field}.{wrong[0]}: {config.method} takes '
         f'{", ".join(takes) or "none"}'
       )
+  if config.validation not in ('contexts', 'test_prompts'):
+    raise JeditError(
+      f'config.validation={config.validation!r}: contexts or test_prompts'
+    )
   _behind(config)  # refuses bad arguments before anything is computed

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jedit.models.load import Loaded
 from jedit.types import EditBatch, JeditError
-from launch import common
+from launch import common, method
 
 
 def available() -> float:
@@ -40,10 +40,16 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
   asked, per = batches.valid.shape[1], batches.head_len.shape[2]
   slots = batches.prefix.shape[-1] + batches.head.shape[-1]
   cached = 8 * above * asked * per * slots * c.num_kv_heads * c.head_dim
-  state = 3 * 4 * sites * c.mlp_width**2
+  twice = config.method.endswith('+blue')  # the first time through more layers
+  held = 4 * (2 if twice else sites) * c.mlp_width
+  state = held * config.editor.get('capacity', 0)
+  if method.needs_moment(config):
+    state += 3 * held * c.mlp_width
   below, deep, read = head + tail, above, scored + asked
   if config.optimiser:
     steps, tokens = config.optimiser.get('steps', 25) - 1, tail
+    if twice:
+      steps, deep = 2 * steps, above + sites - 1
   else:  # a gradient editor: the plain prompts, from the site on
     steps = config.editor.get('steps', 1) + config.editor.get('settle', 0) + 1
     tokens = below = plain + tail // (per - 1)

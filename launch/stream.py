@@ -117,7 +117,9 @@ def run(
       report = jax.device_get(report)
       seconds = time.perf_counter() - began
       count = int(report.facts.sum())
-      cursor, done = min(cursor + size, total), done + count
+      real = min(size, total - cursor)  # the rest only fills the chunk up
+      report = jax.tree.map(lambda a, real=real: a[:real], report)
+      cursor, done = cursor + real, done + count
       ratio = np.asarray(_norms(_kernel(params)) / base_norms)
       entry = {
         'cursor': cursor,

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+import jedit
 from jedit import condition, conflict
 from jedit.models import transformer
 from jedit.types import JeditError, SecondMoment
@@ -14,6 +15,7 @@ from jedit.validate import Score
 from jedit.walk import Asked
 from tests import oracle, tiny
 
+_MODULE = 'jedit.editors.alphaedit_plus'
 _F, _D, _M = 24, 6, 8
 _RIDGE = 0.5
 
@@ -32,16 +34,18 @@ _WIDTH = int((np.logspace(-3, 1, _F) < _THRESHOLD).sum())
 
 def solver(monkeypatch, **arguments):
   """(memory of the one layer, solve) of an AlphaEdit+ without a model."""
-  module = importlib.import_module('jedit.editors.alphaedit_plus')
-  monkeypatch.setattr(
-    module,
-    'least_squares',
-    lambda model, *parts, **_: optax.GradientTransformation(*parts),
-  )
+  module, caught = importlib.import_module(_MODULE), []
+
+  def catch(model, prior, solve, **_):
+    caught.append((prior, solve))
+    return optax.GradientTransformation(None, None)
+
+  monkeypatch.setattr(module, 'least_squares', catch)
   moment = SecondMoment(np.float32(spectrum()[0]), np.float32(1.0))
   defaults = dict(ridge=_RIDGE, threshold=_THRESHOLD, capacity=_M)
   model = transformer.build(tiny.CONFIGS['llama'])
-  memory, solve = module.alphaedit_plus(model, moment, **defaults | arguments)
+  module.alphaedit_plus(model, moment, **defaults | arguments)
+  memory, solve = caught[0]
   return type(memory)(*(jnp.asarray(x[0]) for x in memory)), solve
 
 
@@ -270,6 +274,21 @@ def test_conflict_of_nothing():
   assert not conflict.conflict(some, jnp.zeros((0, 3))).any()
 
 
-def test_an_unknown_compat(monkeypatch):
+def test_bad_arguments(monkeypatch):
   with pytest.raises(JeditError, match="compat='alphaedit'"):
     solver(monkeypatch, compat='alphaedit')
+  with pytest.raises(JeditError, match='steps=0, capacity=8'):
+    solver(monkeypatch, steps=0)
+
+
+@pytest.mark.parametrize('arguments, words', [
+  ({}, 'chooses by validation rows'),
+  ({'smooth': False, 'capacity': 3}, 'capacity=3: at least the batch size, 4'),
+])  # fmt: skip
+def test_a_batch_it_cannot_take(arguments, words):
+  model, _ = tiny.model()
+  editor = jedit.alphaedit_plus(
+    model, tiny.moment(), threshold=0.05, relative=True, **arguments
+  )
+  with pytest.raises(JeditError, match=words):
+    editor.update(tiny.batch(4), None, None)

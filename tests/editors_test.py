@@ -44,7 +44,7 @@ EDITORS = {
   'blue': _blue,
   'alphaedit_plus': functools.partial(
     jedit.alphaedit_plus, ridge=_RIDGE, threshold=_THRESHOLD, relative=True,
-    capacity=12,
+    capacity=12, smooth=False,
   ),
 }  # fmt: skip
 _DESCENT = dict(lr=5e-3, stop=0.1)

@@ -428,7 +428,11 @@ def test_what_is_foreseen_stands_beside_what_came(make, run, tmp_path, capsys):
   first = np.mean([json.loads(x)['residual'][0][0] for x in log])
   rows = [x.split() for x in text.splitlines() if x[:5].strip() in ('1', '2')]
   assert float(rows[0][-1]) == pytest.approx(first, abs=1e-3)
-  with pytest.raises(JeditError, match='--run=.*: no log.jsonl'):
+  with pytest.raises(JeditError, match='not of these facts .*seed differs'):
+    foresee.run(make('alphaedit', seed=1), '', str(tmp_path / 'a'))
+  with pytest.raises(JeditError, match='choose alphaedit or'):
+    foresee.run(make('memit'), '')
+  with pytest.raises(JeditError, match='--run=.*: no results.json'):
     foresee.run(make('alphaedit'), str(work), str(tmp_path / 'none'))
 
 

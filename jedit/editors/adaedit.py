@@ -40,7 +40,7 @@ def adaedit(
     weight: C* = weight C.
     spread: the residual of a layer (see least_squares).
     rank: singular vectors kept; 0 is all, the facts in a batch.
-    keep: share of the entries kept in each; 1 switches SRFusion off.
+    keep: share of the entries kept in each; 1, of all vectors, fuses nothing.
     optimise: the value engine; values.optimiser(model, **ENGINE) by default.
   """
   body = least_squares(
@@ -51,6 +51,9 @@ def adaedit(
     optimise=optimise or values.optimiser(model, **ENGINE),
     spread=spread,
   )
+
+  if keep == 1 and not rank:
+    return body
 
   def update(batch, state, params):
     delta, state = body.update(batch, state, params)

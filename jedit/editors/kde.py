@@ -4,7 +4,7 @@
 
 No code and no formula but this is public; the rest is ours. The cache B takes
 the keys of all tokens of the plain rows, at the edited weights, so that earlier
-prompts run as they did: K_old dW = 0 at every edited layer. Of what B does not
+prompts run as they did: what B holds of K_old meets no dW. Of what B does not
 explain, the largest singular directions enter until B holds the share `energy`
 of the batch's keys (GPM's rule: Saha et al., ICLR 2021). A full cache takes no
 more: later edits still avoid it, but are not protected themselves.

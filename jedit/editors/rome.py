@@ -13,6 +13,9 @@ their keys must be linearly independent: not two of the same subject with the
 same words before it.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
 from jedit import condition, values
@@ -42,7 +45,8 @@ def rome(
   consistent = gaussian(0.0)
 
   def mixed(root, asked):
-    mean, plain = asked.keys @ root, asked.plain_keys @ root
+    mm = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    mean, plain = mm(asked.keys, root), mm(asked.plain_keys, root)
     ratio = jnp.sum(mean * mean, -1) / jnp.sum(mean * plain, -1)
     ratio = jnp.where(asked.valid, ratio, 0.0)[:, None]
     asked = asked._replace(residuals=ratio * asked.residuals)

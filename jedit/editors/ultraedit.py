@@ -8,6 +8,9 @@ mean and over their deviation, in each feature, over all tokens of the stream.
 README's formula with prior I and noise 1, an observation a token, solved in the
 space of tokens: dW = H' (H H' + I)^-1 V.
 
+The paper edits gate and up projections of some models; here, as everywhere in
+jedit, the site's down-projections.
+
 The authors' running variance adds up each batch's unbiased variance times its
 size; here deviations are merged exactly, so that cutting a batch in two leaves
 the same statistics.
