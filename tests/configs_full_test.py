@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import types
 
 import jax
 import ml_collections
@@ -10,6 +11,7 @@ import pytest
 from configs import base
 from jedit.models import hf, transformer
 from jedit.types import JeditError
+from launch import common
 from launch import method as launch_method
 
 _SUMMARY = {
@@ -308,6 +310,8 @@ def test_config_file_fits_its_model(name):
     config = module.get_config(method)
     assert isinstance(config, ml_collections.ConfigDict)
     launch_method.check(config)
+    shape = types.SimpleNamespace(config=hf.config(published))
+    common.check_layers(config, types.SimpleNamespace(model=shape))
   assert (
     module.get_config('rome').layers[0] == module.get_config('rome').layers[1]
   )
