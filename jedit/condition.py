@@ -20,7 +20,7 @@ covariance equations, 1968).
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jedit.types import JeditError, SecondMoment
 
@@ -87,6 +87,19 @@ def ridge_prior(
   return (vectors / left[:, None]).astype(np.float32)
 
 
+def small(
+  values: Float[np.ndarray, 'E F'], threshold: float, relative: bool
+) -> Bool[np.ndarray, 'E F']:
+  """Which eigenvalues of C span the null space: those below the threshold."""
+  kept = values < threshold * (values[:, -1:] if relative else 1.0)
+  if not kept.any(1).all():
+    raise JeditError(
+      f'threshold={threshold}: a layer has no eigenvalue below it (smallest '
+      f'{values[:, 0].max():.3g}); raise the threshold'
+    )
+  return kept
+
+
 def null_space_prior(
   moment: SecondMoment, ridge: float, threshold: float, relative: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -102,13 +115,7 @@ def null_space_prior(
   if ridge <= 0:
     raise JeditError(f'ridge={ridge}: must be above 0')
   values, vectors = spectrum(moment.moment)
-  limit = threshold * (values[:, -1:] if relative else 1.0)
-  kept = values < limit
-  most = max(int(kept.sum(1).max()), 1)
-  if not kept.any(1).all():
-    raise JeditError(
-      f'threshold={threshold}: a layer has no eigenvalue below it (smallest '
-      f'{values[:, 0].max():.3g}); raise the threshold'
-    )
+  kept = small(values, threshold, relative)
+  most = int(kept.sum(1).max())
   root = (vectors * kept[:, None])[:, :, :most] / np.sqrt(ridge)
   return root.astype(np.float32), kept.mean(1)

@@ -6,7 +6,6 @@ are smoothed (appendix A.3) and by how much (stage 2).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +25,6 @@ def conflict(
   return jnp.clip(jnp.abs(product).max(axis=1, initial=0.0), 0, 1)
 
 
-class Span(NamedTuple):
-  """The first `width` eigenvectors, and the objective they reach."""
-
-  width: jax.Array
-  objective: jax.Array
-
-
 def widen(
   rows: Float[Array, 'N F'],
   goals: Float[Array, 'N D'],
@@ -40,8 +32,8 @@ def widen(
   ridge: float,
   gain: float,
   group: int,
-) -> Span:
-  """Greedy search along the spectrum for a larger span of dW.
+) -> jax.Array:
+  """Greedy search along the spectrum for a larger span of dW: its width.
 
   With dW in the span of the first m eigenvectors (smallest eigenvalues first)
   the least of |A dW - R|^2 + ridge |dW|^2 is tr(R' S^-1 R), where
@@ -95,7 +87,7 @@ def widen(
       'inverse': inverse,
     },
   )
-  return Span(end['width'], end['objective'])
+  return end['width']
 
 
 def furthest(

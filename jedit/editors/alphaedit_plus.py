@@ -120,7 +120,7 @@ def alphaedit_plus(
     begin = jnp.where(hard, 0.5, 1.0)[:, None] * asked.residuals
     width = memory.width
     if perturb:
-      width = widen(z, pad(begin), width, ridge, gain * group, group).width
+      width = widen(z, pad(begin), width, ridge, gain * group, group)
     z = z * (jnp.arange(z.shape[1]) < width)
     gram = jnp.eye(len(z)) + mm(z, z.T) / ridge
     both = jnp.concatenate(
@@ -171,12 +171,13 @@ def alphaedit_plus(
 
 def _memory(moment, ridge, threshold, relative, capacity) -> Memory:
   """Nothing seen yet."""
-  _, share = condition.null_space_prior(moment, ridge, threshold, relative)
-  vectors = condition.spectrum(moment.moment)[1]
-  layers, size = vectors.shape[:2]
+  if ridge <= 0:
+    raise JeditError(f'ridge={ridge}: must be above 0')
+  values, vectors = condition.spectrum(moment.moment)
+  layers, size = values.shape
   return Memory(
     vectors.astype(np.float32),
-    np.round(share * size).astype(np.int32),
+    condition.small(values, threshold, relative).sum(1).astype(np.int32),
     np.zeros((layers, capacity, size), np.float32),
     np.zeros(layers, np.int32),
   )
