@@ -23,23 +23,31 @@ last column is the largest norm of an edited matrix, times its own):
   before          |  25.0  28.3  73.8  33.8 |   0.0   0.8   6.5   2.4 | 1
   alphaedit+blue  | 100.0  99.2  71.5  88.1 | 100.0  60.8   5.7  55.5 | 1.096
   memit_history   | 100.0  96.7  70.0  86.6 | 100.0  65.8   6.0  57.3 | 1.013
+  emmet           |  98.3  96.7  70.7  86.5 |  96.7  64.2   4.8  55.2 | 1.191
   alphaedit       | 100.0  96.7  69.7  86.5 | 100.0  65.8   6.3  57.4 | 1.028
   memit           |  98.3  96.7  69.7  86.0 |  98.3  65.0   5.7  56.3 | 1.013
+  prune           |  98.3  96.7  69.7  86.0 |  98.3  65.0   5.7  56.3 | 1.013
   rome            |  96.7  96.7  69.2  85.4 |  93.3  63.3   5.2  53.9 | 1.243
   alphaedit_plus  | 100.0  94.2  66.8  84.3 |  98.3  67.5   4.8  56.9 | 1.006
+  rect            |  98.3  89.2  70.2  84.2 |  85.0  51.7   6.7  47.8 | 1.016
   pmet            |  93.3  84.2  70.3  81.5 |  68.3  30.0   6.3  34.9 | 1.014
+  kde             | 100.0  69.2  60.7  73.3 | 100.0  25.0  19.0  48.0 | 1.002
+  fine_tune       |  98.3  72.5  58.5  73.1 |  96.7  29.2  18.2  48.0 | 1.001
+  null_space      |  95.0  61.7  61.5  69.8 |  85.0  13.3  14.7  37.7 | 1.002
   adaedit         |  66.7  62.5  73.0  67.1 |  35.0  15.0   6.2  18.7 | 1.014
+  ultraedit       |  81.7  62.5  37.3  54.5 |  46.7  19.2   3.7  23.2 | 1.015
 
   python -m launch.sweep --config.requests=counterfact_full_500.jsonl.gz \\
     --config.num_edits=60 --config.batch_size=20 --workdir=runs/methods \\
     --grid=method=alphaedit,pmet,adaedit,alphaedit+blue,alphaedit_plus,memit,\\
-  memit_history,rome
+  memit_history,rome,emmet,rect,prune,fine_tune,null_space,kde,ultraedit
 
 the same machine and day, other programs running: its seconds are not given.
 Nothing was tuned. SRFusion keeps a fifth of the entries of each vector, too few
 on this model (adaedit, keep=0.2); AlphaEdit+ gives back 337 to 613 of the
-directions that AlphaEdit removes, and smooths nothing in most layers. The layer
-of ROME and EMMET is that of the Llama models.
+directions that AlphaEdit removes, and smooths nothing in most layers. No change
+was large enough for PRUNE to restrain. The layer of ROME and EMMET is that of
+the Llama models.
 
 Causal tracing (launch.trace, 3 noise samples) over the 24 facts of that file
 that the model knows peaks at layer 7 (MLPs, last subject token), over 20 of
