@@ -46,8 +46,8 @@ the same machine and day, other programs running: its seconds are not given.
 Nothing was tuned. SRFusion keeps a fifth of the entries of each vector, too few
 on this model (adaedit, keep=0.2). At gain=2e-4 AlphaEdit+ gives back all of the
 337 to 613 directions a layer that AlphaEdit removes (in 14 of the 15 layers of
-its batches), so that no null space is left; it took the full step in 9 of 15. No
-change was large enough for PRUNE to restrain. The layer of ROME and EMMET is
+its batches), so that no null space is left; it took the full step in 9 of 15.
+No change was large enough for PRUNE to restrain. The layer of ROME and EMMET is
 that of the Llama models.
 
 Causal tracing (launch.trace, 3 noise samples) over the 24 facts of that file
