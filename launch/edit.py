@@ -85,6 +85,7 @@ def run(
     model.config.context_length,
     config.lookup,
     held,
+    config.validate_every,
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jedit.models import layers
 from jedit.models.load import Loaded
 from jedit.types import EditBatch, JeditError
 from launch import common, method
@@ -20,14 +21,15 @@ def available() -> float:
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
-def matmul_rate(size: int = 1024) -> float:
-  """Float32 operations a second of one matrix product."""
+def product_rate(rounded: bool, size: int = 1024) -> float:
+  """Operations a second of the value engine's products."""
   x = jnp.ones((size, size))
-  product = jax.jit(jnp.matmul)
-  product(x, x).block_until_ready()
+  kernel = layers.narrow(x) if rounded else x
+  multiply = jax.jit(layers.product)
+  multiply(x, kernel).block_until_ready()
   start = time.perf_counter()
   for _ in range(5):
-    product(x, x).block_until_ready()
+    multiply(x, kernel).block_until_ready()
   return 5 * 2 * size**3 / (time.perf_counter() - start)
 
 
@@ -63,9 +65,11 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
   )
   work = layer * (below * c.num_layers + 2 * steps * tokens * deep)
   work += 4 * steps * read * c.width * c.vocab_size
-  seconds = work * batches.valid.shape[0] / (0.7 * matmul_rate())
+  rounded = config.optimiser.get('products') == 'bfloat16'
+  seconds = work * batches.valid.shape[0] / (0.6 * product_rate(rounded))
+  copies = 2 * layer * deep + 4 * c.width * c.vocab_size if rounded else 0
   parts = {
-    'weights': 2 * weights,
+    'weights': 2 * weights + copies,
     'values' if config.optimiser else 'descent': saved + cached + logits,
     'prior': state,
   }

@@ -5,14 +5,16 @@ import functools
 import os
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
 
 from jedit import generate, prompts, requests, values
-from jedit.models import gguf, transformer
+from jedit.models import gguf, layers, transformer
 from jedit.rows import enter
 from tests import tiny
 
@@ -251,6 +253,51 @@ def test_anchor_norm(many):
   np.testing.assert_allclose(
     got / norm(got), whole.value / norm(whole.value), atol=1e-3
   )
+
+
+@pytest.mark.parametrize('family', ['llama', 'gpt'])
+def test_rounded_products_move_little(family):
+  model, params = tiny.model(family)
+  params, batch = tiny.split(params), tiny.batch(8, seed=1)
+  exact, rounded = (
+    run(model, params, batch, steps=4, lr=0.05, stop=0.0, products=products)
+    for products in ('float32', 'bfloat16')
+  )
+  assert not (exact.loss == rounded.loss).any()
+  np.testing.assert_allclose(rounded.loss, exact.loss, rtol=5e-3)
+
+
+def test_weights_that_are_bfloat16_stay_as_they_are():
+  model, params = tiny.model()
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.split(params))
+  chex.assert_trees_all_equal(values.narrowed(half)['above'], half['above'])
+
+
+def test_rounded_products():
+  """The factors are rounded, the sums are not; the gradient likewise."""
+  rng = np.random.default_rng(0)
+  x, kernel, g = (
+    rng.normal(size=n).astype('f') for n in ((9, 40), (40, 7), (9, 7))
+  )
+  half = lambda a: np.asarray(a.astype(ml_dtypes.bfloat16), np.float64)
+  out, back = jax.vjp(
+    lambda x: layers.product(x, layers.narrow(jnp.array(kernel))), x
+  )
+  assert out.dtype == jnp.float32
+  np.testing.assert_allclose(out, half(x) @ half(kernel), atol=2e-5)
+  np.testing.assert_allclose(back(g)[0], half(g) @ half(kernel).T, atol=2e-5)
+
+
+def test_a_checkpoint_keeps_rounded_products():
+  """Or a gradient would take them twice."""
+  model, params = tiny.model()
+  above = values.narrowed(tiny.split(params))['above']
+  at = transformer.layout(jnp.ones((2, 3), bool), jnp.zeros((2, 3), int), 6)
+  x = jnp.ones((6, model.config.width))
+  loss = lambda x: transformer.run(model, above, x, at)[0].sum()
+  text = str(jax.make_jaxpr(jax.grad(loss))(x))
+  # seven kernels a block, each once forward and once backward
+  assert text.count('bitcast_convert_type[new_dtype=bfloat16]') == 14
 
 
 def test_stop_zero_takes_every_step(many):

@@ -10,8 +10,8 @@ from half (t = 0) to all (t = T), as held-out rows score best (smooth).
 
 Prior keys are rows sqrt(beta L_j) k_j with residual 0, so L = 0 is harmless.
 beta is 1 as in the equations; the paper's experiments take 100. The score is
-that of the batch's own facts (plain and after a context that no value was
-optimised on); the paper's validation set also samples kept and earlier ones.
+that of some of the batch's own facts, plain and after a context that no value
+was optimised on; the paper's validation set also samples kept and earlier ones.
 """
 
 from typing import NamedTuple

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jedit.models import gpt, llama
-from jedit.models.layers import Config
+from jedit.models.layers import Config, product
 from jedit.models.packing import (
   Layout,
   Past,
@@ -109,10 +109,9 @@ def build(config: Config) -> Model:
 
   def logits(params, x):
     x = norm.apply({'params': params['final_norm']}, x)
-    if config.tied:
-      out = x @ params['embed']['tokens'].T
-    else:
-      out = x @ params['head']['kernel']
+    head = params.get('head', {})
+    tied = 'kernel' not in head
+    out = product(x, params['embed']['tokens'].T if tied else head['kernel'])
     if config.head_bias:
       out = out + params['head']['bias']
     return out.astype(jnp.float32)
@@ -189,7 +188,7 @@ def run(
 
   # A gradient keeps the outputs of the products with weights, and recomputes
   # the rest, which costs less than its way to memory and back.
-  policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  policy = jax.checkpoint_policies.save_only_these_names('product')
   body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   kv = None if past is None else (past.k, past.v)
   return jax.lax.scan(body, x, (layers, kv))

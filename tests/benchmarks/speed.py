@@ -20,6 +20,7 @@ from absl import app, flags
 
 import jedit
 from jedit import evaluate, generate, requests, values
+from jedit.models import layers
 from jedit.models.load import load
 from jedit.rows import enter
 from jedit.types import SecondMoment
@@ -31,17 +32,21 @@ _SIZE = flags.DEFINE_integer('batch', 50, 'Facts solved together.')
 _COUNT = flags.DEFINE_integer('batches', 4, 'Batches.')
 _FORCED = flags.DEFINE_bool('forced', False, 'All steps, no early stop.')
 _PLAIN = flags.DEFINE_integer('plain', 0, "Facts for the references' order.")
+_PRODUCTS = flags.DEFINE_enum(
+  'products', 'bfloat16', ['float32', 'bfloat16'], 'Of the value engine.'
+)
 _STEPS = flags.DEFINE_integer('steps', 25, 'Evaluations of the objective.')
 
 
-def peak(size: int = 2048, repeats: int = 10) -> float:
-  """Float32 operations a second of the best of some matrix products."""
+def peak(rounded: bool, size: int = 2048, repeats: int = 10) -> float:
+  """Operations a second of the best of some products of the engine's kind."""
   x = jnp.ones((size, size))
-  product = jax.jit(jnp.matmul)
+  kernel = layers.narrow(x) if rounded else x
+  multiply = jax.jit(layers.product)
   best = np.inf
   for _ in range(repeats):
     start = time.perf_counter()
-    product(x, x).block_until_ready()
+    multiply(x, kernel).block_until_ready()
     best = min(best, time.perf_counter() - start)
   return 2 * size**3 / best
 
@@ -80,7 +85,8 @@ def main(_):
   width = model.config.mlp_width
   flat = SecondMoment(np.tile(1e-3 * np.eye(width, dtype='f'), (5, 1, 1)), 1.0)
   stop = {'stop': 0.0} if _FORCED.value else {}
-  optimise = values.optimiser(model, steps=_STEPS.value, **stop)
+  engine = stop | {'products': _PRODUCTS.value}
+  optimise = values.optimiser(model, steps=_STEPS.value, **engine)
   editor = jedit.alphaedit(model, flat, optimise=optimise)
   state = editor.init(split)
   one = lambda i: jax.tree.map(lambda a: jnp.asarray(a[i : i + 1]), batches)
@@ -112,7 +118,8 @@ def main(_):
     first = jax.tree.map(lambda a: np.asarray(a[0]), batches)
     work = needed(model, first, _STEPS.value - 1, above)
     run = targets.lower(split, one(0)).compile()
-    fast, start = peak(), time.perf_counter()
+    fast = peak(_PRODUCTS.value == 'bfloat16')
+    start = time.perf_counter()
     run(split, one(0)).value.block_until_ready()
     seconds = time.perf_counter() - start
     print(
