@@ -12,10 +12,22 @@ percent: efficacy, generalization, specificity, score.
   python -m tests.benchmarks.quality --facts=500 --batch=100 --run=alphaedit \\
     --run='memit weight=1000 remember=True' --run='memit weight=1000'
 
-on 2 cores (AMD EPYC, Zen 4), 2026-11-21, before contexts were shared between
-facts, which changes rounding alone. MEMIT's usual weight of 15,000 under-edits
-this model; 1000 makes weight times the median eigenvalue of C about AlphaEdit's
-ridge; nothing between was tried.
+on 2 cores (AMD EPYC, Zen 4), 2026-11-21, with float32 products, before contexts
+were shared between facts, which changes rounding alone. MEMIT's usual weight of
+15,000 under-edits this model; 1000 makes weight times the median eigenvalue of
+C about AlphaEdit's ridge. memit_history on the first 100 records by weight, in
+batches of 50:
+
+  300             | 100.00  97.50  69.90  86.80 |  98.00  61.50  7.00  55.50
+  1000            | 100.00  96.00  70.30  86.60 |  98.00  61.00  6.80  55.27
+  3000            |  97.00  90.50  70.40  84.36 |  87.00  58.50  6.90  50.80
+
+  python -m launch.sweep --config=configs/smollm2_135m.py:memit_history \\
+    --config.requests=counterfact_full_500.jsonl.gz --config.num_edits=100 \\
+    --config.batch_size=50 --workdir=runs/weight \\
+    --grid=editor.weight=300,1000,3000
+
+the same machine, 2026-11-22, bfloat16 products.
 
 The first 60 records in batches of 20, each method with the settings below (the
 last column is the largest norm of an edited matrix, times its own):
@@ -42,7 +54,8 @@ last column is the largest norm of an edited matrix, times its own):
     --grid=method=alphaedit,pmet,adaedit,alphaedit+blue,alphaedit_plus,memit,\\
   memit_history,rome,emmet,rect,prune,fine_tune,null_space,kde,ultraedit
 
-the same machine and day, other programs running: its seconds are not given.
+the same machine, 2026-11-21, float32 products, other programs running: its
+seconds are not given.
 Nothing was tuned. SRFusion keeps a fifth of the entries of each vector, too few
 on this model (adaedit, keep=0.2). At gain=2e-4 AlphaEdit+ gives back all of the
 337 to 613 directions a layer that AlphaEdit removes (in 14 of the 15 layers of

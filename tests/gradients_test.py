@@ -112,6 +112,15 @@ def stream():
   return jax.jit(editor.update), params, editor.init(params), batches
 
 
+def ultraedit_paper(past, h, g):
+  """dW of a layer from the factors of a batch and of all so far."""
+  mean, std = past.mean(0), past.std(0, ddof=1)
+  both = np.concatenate([h, g], axis=1)
+  h_hat, g_hat = np.split((both - mean) / std, [h.shape[1]], axis=1)
+  v = -_LR * (h_hat**2).sum(1, keepdims=True) * g_hat
+  return np.linalg.inv(h.T @ h + np.eye(h.shape[1])) @ h.T @ v
+
+
 def test_ultraedit_equals_the_paper():
   step, params, state, batches = stream()
   model, _ = tiny.model()
@@ -125,15 +134,28 @@ def test_ultraedit_equals_the_paper():
     got = np.asarray(updates['site']['mlp']['down']['kernel'])
     np.testing.assert_allclose(state.report.loss, loss, rtol=1e-4)
     for layer in range(3):
-      mean, std = past[layer].mean(0), past[layer].std(0, ddof=1)
-      both = np.concatenate([h[layer], g[layer]], axis=1)
-      h_hat, g_hat = np.split((both - mean) / std, [64], axis=1)
-      v = -_LR * (h_hat**2).sum(1, keepdims=True) * g_hat
-      k = h[layer]
-      want = np.linalg.inv(k.T @ k + np.eye(64)) @ k.T @ v
+      want = ultraedit_paper(past[layer], h[layer], g[layer])
       gap = np.linalg.norm(got[layer] - want) / np.linalg.norm(want)
       assert gap < 1e-3, (layer, gap)
     params = apply_updates(params, updates)
+
+
+def test_ultraedit_in_float64(monkeypatch, x64):
+  """Given keys and gradients; the walk is that of the test above."""
+  rng = np.random.default_rng(0)
+  editor = ultraedit(tiny.model()[0], lr=_LR)
+  params = {'site': {'mlp': {'down': {'kernel': jnp.zeros((2, 9, 5))}}}}
+  state, past = editor.init(params), np.zeros((2, 0, 14))
+  for _ in range(3):
+    h, g = rng.normal(size=(2, 6, 9)), rng.normal(size=(2, 6, 5))
+    past = np.concatenate([past, np.concatenate([h, g], -1)], axis=1)
+    found = map(jnp.asarray, (h, g, np.ones((1, 6), bool), 0.0))
+    found = gradients.Factors(*found)
+    monkeypatch.setattr(gradients, 'factors', lambda *_, found=found: found)
+    updates, state = editor.update(tiny.batch(2), state, params)
+    got = np.asarray(updates['site']['mlp']['down']['kernel'])
+    want = [ultraedit_paper(*x) for x in zip(past, h, g, strict=True)]
+    np.testing.assert_allclose(got, want, atol=1e-10)
 
 
 def test_ultraedit_lowers_the_loss_of_its_batch():

@@ -23,9 +23,7 @@ def network(rank=8, rate=1e-4):
 
 def random_factors(seed=0, count=7):
   rng = np.random.default_rng(seed)
-  draw = lambda size: jnp.asarray(
-    rng.normal(size=(3, count, size)), jnp.float32
-  )
+  draw = lambda size: jnp.asarray(rng.normal(size=(3, count, size)))
   real = jnp.asarray(rng.random((3, count)) < 0.7)
   return gradients.Factors(draw(64), draw(32), real, jnp.zeros(()))
 
@@ -49,7 +47,13 @@ def moved():
   return out
 
 
-def test_it_equals_plain_loops():
+@pytest.mark.parametrize('double', [False, True])
+def test_it_equals_plain_loops(double):
+  with jax.enable_x64(double):
+    equals_plain_loops(1e-10 if double else 1e-4)
+
+
+def equals_plain_loops(tolerance):
   net, got = moved(), random_factors(3)
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), net.params)
   b, seen = p['blocks'], [random_factors(s) for s in (1, 2)]
@@ -64,7 +68,7 @@ def test_it_equals_plain_loops():
         x = x + np.maximum(b['scale'][i, e] * low + b['shift'][i, e], 0)
       want[e] += p['rate'][e] * np.outer(x[:64], x[64:])
   delta = jax.jit(hypernetwork.apply)(net, got)
-  np.testing.assert_allclose(delta, want, atol=1e-4 * np.abs(want).max())
+  np.testing.assert_allclose(delta, want, atol=tolerance * np.abs(want).max())
 
 
 @functools.cache
