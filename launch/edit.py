@@ -49,6 +49,7 @@ def run(
     asked, config.batch_size, config.on_collision
   )
   lo, hi = common.check_layers(config, loaded)
+  method.rehearse(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
   home = folder.open_folder(workdir, config, inputs | {'model': base_hash})
   common.say(

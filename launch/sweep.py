@@ -66,6 +66,7 @@ def _check(name: str, config: ConfigDict, opened) -> tuple:
     loaded, path = opened(config.model), config.requests or common.FACTS
     tokens.render(loaded.tokenizer, '', config.rendering)
     common.check_layers(config, loaded)
+    method.rehearse(config, loaded)
     asked, _ = common.read_requests(config, path, loaded)
     requests.batched(asked, config.batch_size, config.on_collision)
   except (TypeError, ValueError) as e:

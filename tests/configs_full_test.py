@@ -10,9 +10,11 @@ import pytest
 
 from configs import base
 from jedit.models import hf, transformer
+from jedit.models.load import Loaded
 from jedit.types import JeditError
 from launch import common
 from launch import method as launch_method
+from tests import tiny
 
 _SUMMARY = {
   'summary_activation': None,
@@ -385,3 +387,15 @@ def test_bad_arguments_behind_an_editor_are_refused_at_once():
   config.updates.keep_largest.keep = 0.0
   with pytest.raises(JeditError, match='keep=0.0: a share above 0'):
     launch_method.check(config)
+
+
+@pytest.mark.parametrize('method', [m for m in base.METHODS if m != 'mend'])
+def test_every_editor_can_be_built_before_its_moments_are_known(method):
+  module = importlib.import_module('configs.smollm2_135m')
+  loaded = Loaded(tiny.model()[0], {}, {}, None)
+  config = module.get_config(method)
+  launch_method.rehearse(config, loaded)
+  if 'ridge' in config.editor and method != 'emmet':  # there 0 is a choice
+    config.editor.ridge = 0.0
+    with pytest.raises(JeditError, match='ridge=0.0: must be above 0'):
+      launch_method.rehearse(config, loaded)

@@ -403,6 +403,8 @@ def test_a_grid_is_a_product(make):
     (['rendering=raw,loud'], 'rendering=loud: .*choose raw, qa, chat'),
     (['method=rome'], 'choose it as --config=FILE:METHOD'),
     (['num_edits=2,99'], '8 usable records'),
+    (['editor.weight=0.0'], 'weight=0.0, penalty=0.0: the weight of C must'),
+    (['optimiser.steps=0'], 'steps=0, stages=.*: at least one step'),
   ],
 )
 def test_a_bad_grid_is_refused_before_the_first_run(
