@@ -60,6 +60,9 @@ Nothing was tuned. SRFusion keeps a fifth of the entries of each vector, too few
 on this model (adaedit, keep=0.2). At gain=2e-4 AlphaEdit+ gives back all of the
 337 to 613 directions a layer that AlphaEdit removes (in 14 of the 15 layers of
 its batches), so that no null space is left; it took the full step in 9 of 15.
+An eigenvector's gain here is 0.3e-3 to 1.4e-3 all along the spectrum (keys of
+20 AlphaSet facts), so that less than 3e-4 takes all and more than 1e-3 none;
+6e-4, now set, takes a few.
 No change was large enough for PRUNE to restrain. The layer of ROME and EMMET is
 that of the Llama models.
 
@@ -86,6 +89,7 @@ def get_config(method='alphaedit'):
     },
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
+      'alphaedit_plus': {'gain': 6e-4},
       'memit': {'weight': 1000.0},
       'rome': {'batch_size': 1, 'layers': (5, 5)},
       'emmet': {'layers': (5, 5)},
