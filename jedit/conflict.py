@@ -40,8 +40,10 @@ def widen(
 
       S = I + Z_m Z_m' / ridge,    Z = A U.
 
-  A group of vectors more is a rank-`group` update of S^-1 [N, N]; groups are
-  taken as long as each lowers the objective by a share of more than `gain`.
+  A vector more is a rank-1 update of S^-1 [N, N]. The vectors of a block are
+  decided together: the Cholesky factor of their update, ridge I + Z' S^-1 Z,
+  has row by row what each adds to those before it. Groups are taken as long as
+  each lowers the objective by a share of more than `gain`.
 
   Args:
     rows: Z, observed keys in the eigenbasis, ascending; zero rows are inert.
@@ -49,36 +51,38 @@ def widen(
     width: m at the start, the null space.
     ridge: the regulariser.
     gain: least share by which a group lowers the objective.
-    group: vectors a step.
+    group: vectors a step of the search.
   """
   count, size = rows.shape
+  many = max(1, 64 // group)  # groups a block
+  block = many * group
   mm = lambda a, b: jnp.matmul(a, b, precision=_HIGHEST)
   first = rows * (jnp.arange(size) < width)
   start = jnp.eye(count) + mm(first, first.T) / ridge
   inverse = jax.scipy.linalg.cho_solve(
     (jnp.linalg.cholesky(start), True), jnp.eye(count)
   )
-
-  def more(carry):
-    return carry['go'] & (carry['width'] + group <= size)
+  rows = jnp.pad(rows, ((0, 0), (0, block)))
 
   def step(carry):
-    z = jax.lax.dynamic_slice(rows, (0, carry['width']), (count, group))
+    z = jax.lax.dynamic_slice(rows, (0, carry['width']), (count, block))
     u = mm(carry['inverse'], z)
-    core = ridge * jnp.eye(group) + mm(z.T, u)
-    y = mm(u.T, goals)
-    less = jnp.sum(y * jnp.linalg.solve(core, y))
-    take = less > gain * carry['objective']
-    smaller = carry['inverse'] - mm(u, jnp.linalg.solve(core, u.T))
+    lower = jnp.linalg.cholesky(ridge * jnp.eye(block) + mm(z.T, u))
+    each = jax.scipy.linalg.solve_triangular(lower, u.T, lower=True)
+    less = jnp.sum(mm(each, goals) ** 2, axis=1).reshape(many, group).sum(1)
+    before = carry['objective'] - jnp.cumsum(less) + less
+    take = less > gain * before
+    take &= carry['width'] + group * jnp.arange(1, many + 1) <= size
+    taken = jnp.cumprod(take).sum()
     return {
-      'go': take,
-      'width': carry['width'] + group * take,
-      'objective': carry['objective'] - less * take,
-      'inverse': jnp.where(take, smaller, carry['inverse']),
+      'go': taken == many,
+      'width': carry['width'] + group * taken,
+      'objective': carry['objective'] - less.sum(),
+      'inverse': carry['inverse'] - mm(each.T, each),
     }
 
   end = jax.lax.while_loop(
-    more,
+    lambda carry: carry['go'],
     step,
     {
       'go': jnp.array(True),

@@ -36,7 +36,12 @@ class Probe(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """Per-token -log p and all-argmax of each candidate, [Q, K]; NaN absent."""
+  """Of each candidate's tokens, [Q, K]; NaN where it is absent.
+
+  Attributes:
+    nll: mean -log p.
+    correct: share of them that are the most probable ones, teacher-forced.
+  """
 
   nll: np.ndarray
   correct: np.ndarray
@@ -61,7 +66,7 @@ def probe(
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
-  """(-log p [R, K], correct [R, K]) of one chunk of questions."""
+  """Sums over a chunk's target tokens: -log p [R, K] and right ones [R, K]."""
   rows, wide = q.prompt.shape
   count, long = q.target.shape[1:]
   slots = jnp.broadcast_to(jnp.arange(wide), q.prompt.shape)
@@ -78,7 +83,7 @@ def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
   nll = jax.nn.logsumexp(logits, -1)[:, None] - jnp.take_along_axis(
     logits, first, axis=1
   )
-  correct = jnp.argmax(logits, -1)[:, None] == first
+  correct = (jnp.argmax(logits, -1)[:, None] == first).astype(jnp.float32)
   if tail:
     more = jnp.arange(long)[None] < (q.target_len.reshape(-1, 1) - 1)
     start = jnp.repeat(q.prompt_len, count)[:, None]
@@ -95,9 +100,8 @@ def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
     rest = jax.nn.logsumexp(logits, -1) - chosen
     right = (jnp.argmax(logits, -1) == wanted).astype(jnp.float32)
     grid = lambda a: transformer.to_grid(a, here).sum(1).reshape(rows, count)
-    nll = nll + grid(rest)
-    correct = correct & (grid(1 - right) == 0)
-  return nll / jnp.maximum(q.target_len, 1), correct
+    nll, correct = nll + grid(rest), correct + grid(right)
+  return nll, correct
 
 
 def score(
@@ -132,10 +136,8 @@ def score(
     out.append(jax.device_get(_score(model, params, chunk, head, tail)))
     progress(min(number * rows, total))
   nll, correct = (np.concatenate(a)[:total] for a in zip(*out, strict=True))
-  absent = questions.target_len == 0
-  return Scores(
-    np.where(absent, np.nan, nll), np.where(absent, np.nan, correct)
-  )
+  tokens = np.where(questions.target_len, questions.target_len, np.nan)
+  return Scores(nll / tokens, correct / tokens)
 
 
 def known(
@@ -151,7 +153,7 @@ def known(
     return []
   texts, answers = [r.text for r in asked], [(r.old_target,) for r in asked]
   q = questions(tokenizer, texts, answers, rendering)
-  right = score(model, params, q).correct[:, 0]
+  right = score(model, params, q).correct[:, 0] == 1
   return [r for r, yes in zip(asked, right, strict=True) if yes]
 
 

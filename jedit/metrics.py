@@ -38,14 +38,14 @@ def hits(
   Args:
     kind: index into KINDS of each question.
     nll: [Q, 2], per-token -log p of (new target, old target); NaN if absent.
-    correct: [Q, 2], every token is the argmax; NaN if absent.
+    correct: [Q, 2], share of tokens that are the argmax; NaN if absent.
   """
   keep = np.asarray(kind) == KINDS.index('specificity')
   new, old = nll.T
   margin = np.where(keep, new - old, old - new)
   return {
     'probability': np.where(np.isnan(margin), np.nan, margin > 0),
-    'argmax': np.where(keep, correct[:, 1], correct[:, 0]),
+    'argmax': np.floor(np.where(keep, correct[:, 1], correct[:, 0])),  # all
   }
 
 

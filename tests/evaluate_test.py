@@ -1,0 +1,59 @@
+"""Scores of prompts and candidates against whole rows, one at a time."""
+
+import numpy as np
+import pytest
+
+from jedit import evaluate, metrics
+from jedit.questions import Questions
+from tests import tiny
+
+
+def logits_of(model, params, row):
+  """Of one row [T, V]; what is put behind it changes nothing."""
+  padded = np.zeros(12, np.int32)
+  padded[: len(row)] = row
+  return np.asarray(tiny.trace(model, params, padded).logits)[: len(row)]
+
+
+def questions(model, params, seed=0, count=7):
+  """Random ones; some candidates are what the model says, some are absent."""
+  rng = np.random.default_rng(seed)
+  prompt_len = rng.integers(1, 9, count)
+  target_len = rng.integers(0, 5, (count, 2))
+  target_len[0] = 1, 4
+  prompt = rng.integers(1, tiny.VOCAB, (count, 8))
+  target = rng.integers(1, tiny.VOCAB, (count, 2, 4))
+  for q in range(0, count, 2):  # half of the first tokens, right
+    row = prompt[q, : prompt_len[q]]
+    target[q, :, 0] = logits_of(model, params, row)[-1].argmax()
+  prompt *= np.arange(8) < prompt_len[:, None]
+  target *= np.arange(4) < target_len[..., None]
+  arrays = prompt, prompt_len, target, target_len
+  return Questions(*(a.astype(np.int32) for a in arrays))
+
+
+@pytest.mark.parametrize('family', ['llama', 'gpt'])
+def test_scores_are_those_of_whole_rows(family):
+  model, params = tiny.model(family)
+  asked = questions(model, params)
+  found = evaluate.score(model, params, asked, rows=3)
+  for q, k in np.ndindex(*asked.target_len.shape):
+    size = asked.target_len[q, k]
+    if not size:
+      assert np.isnan(found.nll[q, k]) and np.isnan(found.correct[q, k])
+      continue
+    target = asked.target[q, k, :size]
+    row = np.concatenate([asked.prompt[q, : asked.prompt_len[q]], target[:-1]])
+    logits = np.float64(logits_of(model, params, row)[-size:])
+    chosen = logits[np.arange(size), target]
+    nll = np.mean(np.log(np.exp(logits).sum(-1)) - chosen)
+    right = np.mean(logits.argmax(-1) == target)
+    np.testing.assert_allclose(found.nll[q, k], nll, rtol=1e-5)
+    assert found.correct[q, k] == right
+  assert {0, 1} < set(found.correct[~np.isnan(found.correct)])
+
+
+def test_argmax_counts_answers_of_which_all_tokens_are_right():
+  correct = np.array([[1, 0], [0.75, 1], [0.5, 1], [0, 0.9], [np.nan, np.nan]])
+  hits = metrics.hits([0, 1, 2, 2, 0], np.zeros((5, 2)), correct)
+  np.testing.assert_array_equal(hits['argmax'], [1, 0, 1, 0, np.nan])
