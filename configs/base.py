@@ -136,7 +136,6 @@ def get_config(
       # alphaedit_plus: contexts (one that no value is optimised on) or
       # test_prompts (the released code's leak of the evaluation's paraphrases).
       'validation': 'contexts',
-      'validate_every': 4,  # of a batch's facts, every n-th one is chosen by
       # mend: the folder that launch.train_mend wrote.
       'network': '',
       # The run.

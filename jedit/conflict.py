@@ -109,47 +109,45 @@ def furthest(
 def pick_smoothing(
   score: Callable[[jax.Array], jax.Array],
   steps: int,
-  tolerance: float,
+  exhaustive: bool,
   any_hard: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Walks t = 0, 1, .. T over the scores of beta(t) = (T - t) / 2T.
+  """The t in 0 .. T whose beta(t) = (T - t) / 2T scores best.
 
   Args:
     score: of the change smoothed by a share beta.
     steps: T.
-    tolerance: ends the walk when the score moves by no more; 0 never does.
+    exhaustive: try all, of equals the least t; else go from T (nothing is
+      smoothed) downwards as long as the score rises.
     any_hard: whether there is anything to smooth.
 
   Returns:
-    (t of the best score met, of equals the least; candidates tried): (T, 0) if
-    there is nothing to smooth.
+    (t, candidates tried); (T, 0) if there is nothing to smooth.
   """
+  first, way = (0, 1) if exhaustive else (steps, -1)
 
   def more(c):
-    moved = jnp.abs(c['score'] - c['last']) > tolerance
-    return (c['t'] <= steps) & (moved | (tolerance == 0) | (c['t'] < 2))
+    return (c['tried'] <= steps) & (exhaustive | c['rose'])
 
   def step(c):
-    now = score((steps - c['t']) / (2 * steps))
-    better = now > c['best']
+    t = first + way * c['tried']
+    now = score((steps - t) / (2 * steps))
+    rose = now > c['best']
     return {
-      't': c['t'] + 1,
-      'last': c['score'],
-      'score': now,
-      'best': jnp.where(better, now, c['best']),
-      'chosen': jnp.where(better, c['t'], c['chosen']),
+      'tried': c['tried'] + 1,
+      'rose': rose,
+      'best': jnp.where(rose, now, c['best']),
+      'chosen': jnp.where(rose, t, c['chosen']),
     }
 
-  low = jnp.array(-1.0)
   end = jax.lax.while_loop(
     more,
     step,
     {
-      't': jnp.where(any_hard, 0, steps + 1),
-      'last': low,
-      'score': low,
-      'best': low,
+      'tried': jnp.where(any_hard, 0, steps + 1),
+      'rose': jnp.array(True),
+      'best': jnp.array(-1.0),
       'chosen': jnp.array(steps),
     },
   )
-  return end['chosen'], jnp.where(any_hard, end['t'], 0)
+  return end['chosen'], jnp.where(any_hard, end['tried'], 0)

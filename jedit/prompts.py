@@ -145,7 +145,6 @@ def edit_batches(
   max_length: int | None = None,
   lookup: str = 'subject',
   validation: Sequence[Sequence[int]] | Literal['test_prompts'] = (),
-  validate_every: int = 1,
 ) -> EditBatch:
   """All batches of a stream as one stacked EditBatch [N, B, ...] (NumPy).
 
@@ -165,8 +164,6 @@ def edit_batches(
       `contexts`; the plain prompt is one of these rows, too. 'test_prompts':
       the paraphrases that the edit is evaluated on, which leaks the test and is
       there to reproduce AlphaEdit+'s released code.
-    validate_every: of each batch the first request has such rows, and every
-      n-th one after it.
 
   Raises:
     JeditError: naming the record whose subject or target has no token, or that
@@ -174,8 +171,6 @@ def edit_batches(
   """
   if lookup not in ('subject', 'last'):
     raise JeditError(f'lookup={lookup!r}: choose subject or last')
-  if validate_every < 1:
-    raise JeditError(f'validate_every={validate_every}: at least 1')
   bos = start_ids(tokenizer)
   prefixes = [[], *([*bos, *c] for c in contexts), []]
   room = max_length and max_length - max(map(len, prefixes))
@@ -194,11 +189,7 @@ def edit_batches(
     before = [[*bos, *c] for c in validation]
     held = lambda r: _inline(make(r, len(before)), before)
   rows = [[held(r) for r in batch] for batch in batches]
-  none = [_NOTHING] * len(rows[0][0])
-  rows = [
-    [none if i % validate_every else r for i, r in enumerate(b)] for b in rows
-  ]
-  held = _pack(rows, [[]] * len(none), batch_size)
+  held = _pack(rows, [[]] * len(rows[0][0]), batch_size)
   return dataclasses.replace(out, validation=held)
 
 

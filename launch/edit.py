@@ -86,7 +86,6 @@ def run(
     model.config.context_length,
     config.lookup,
     held,
-    config.validate_every,
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)

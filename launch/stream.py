@@ -135,7 +135,8 @@ def run(
         'base_perplexity': base_ppl,
       }
       _check(config, entry, store)
-      if config.curve_every and cursor % config.curve_every == 0:
+      every = config.curve_every
+      if every and cursor // every > (cursor - real) // every:
         entry['metrics'] = judge.table(jedit.join(params), f'after {done}')
       log.add(**entry)  # before the checkpoint: a resumed run lacks no line
       checkpoint.save_step(

@@ -176,11 +176,11 @@ def test_old_keys_are_forgotten_last_in_first_kept(monkeypatch):
   np.testing.assert_array_equal(memory.keys, want)
 
 
-@pytest.mark.parametrize('tolerance, best, chosen, tried', [
-  (0.0, 3, 3, 11), (0.0, 0, 0, 11), (0.0, 10, 10, 11), (1e-3, 3, 3, 11),
-  (0.2, 5, 1, 2), (0.2, 0, 0, 2),
+@pytest.mark.parametrize('exhaustive, best, tried', [
+  (True, 3, 11), (True, 0, 11), (True, 10, 11),
+  (False, 10, 2), (False, 9, 3), (False, 3, 9), (False, 0, 11),
 ])  # fmt: skip
-def test_smoothing(monkeypatch, tolerance, best, chosen, tried):
+def test_smoothing(monkeypatch, exhaustive, best, tried):
   """The candidate that scores best is taken; all of it is one solve."""
   seen = []
 
@@ -191,7 +191,7 @@ def test_smoothing(monkeypatch, tolerance, best, chosen, tried):
     return Score(value, 1 - value)
 
   asked = ask(0, count=10, score=score)
-  memory, solve = solver(monkeypatch, tolerance=tolerance, perturb=False)
+  memory, solve = solver(monkeypatch, exhaustive=exhaustive, perturb=False)
   full, _, _ = solve(memory, asked._replace(score=None))
   hard = np.argsort(np.asarray(asked.distance))[-2:]  # the top 20 percent
   less = np.asarray(asked.residuals).copy()
@@ -204,8 +204,8 @@ def test_smoothing(monkeypatch, tolerance, best, chosen, tried):
     return jnp.sum((full - delta) * part) / jnp.sum(part * part)
 
   delta, _, notes = solve(memory, asked)
-  assert (int(notes['smoothing']), int(notes['candidates'])) == (chosen, tried)
-  want = full - (10 - chosen) / 20 * part
+  assert (int(notes['smoothing']), int(notes['candidates'])) == (best, tried)
+  want = full - (10 - best) / 20 * part
   np.testing.assert_allclose(delta, want, atol=1e-5)
 
 

@@ -292,10 +292,6 @@ def test_validation_rows():
   assert label == target
   assert not batch.tail_len[..., -1].any()  # no KL row
   assert not batch.tail_len[0, 2].any()
-  some = prompts.edit_batches(
-    tok, [[request] * 3], ids[:1], 3, validation=ids[2:], validate_every=2
-  ).validation
-  assert some.tail_len.any((0, 2)).tolist() == [True, False, True]
 
 
 def test_budget_holds_every_batch():

@@ -155,9 +155,8 @@ def main(_):
       held = ()
       if method.needs_validation(config):
         held = generate.contexts(model, params, tokenizer, 1)[:1]
-      every = config.validate_every
       batches = prompts.edit_batches(
-        tokenizer, groups, texts, size, validation=held, validate_every=every
+        tokenizer, groups, texts, size, validation=held
       )
       editor = method.build(config, loaded, moment)
       fn = jax.jit(lambda p, s, b, e=editor: jedit.edit_sequence(e, p, s, b))
