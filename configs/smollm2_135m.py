@@ -89,7 +89,7 @@ def get_config(method='alphaedit'):
     },
     methods={
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
-      'alphaedit_plus': {'gain': 6e-4},
+      'alphaedit_plus': {'gain': 4e-4},
       'memit': {'weight': 1000.0},
       'rome': {'batch_size': 1, 'layers': (5, 5)},
       'emmet': {'layers': (5, 5)},

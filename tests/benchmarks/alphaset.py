@@ -120,8 +120,9 @@ def main(_):
   params = jax.tree.map(jnp.asarray, loaded.params)
   split = jedit.split(params, *smollm2_135m.get_config().layers)
   used, base = set(), checkpoint.fingerprint(loaded.params)
+  sets = {name: compose(name, _HARD.value, used) for name in _FILES}
   for name in _SETS.value:
-    stream, gone = compose(name, _HARD.value, used)
+    stream, gone = sets[name]
     asked = []
     for i, record in enumerate(stream):
       asked.append(requests.parse(record, 'AlphaSet', str(i)))
