@@ -161,9 +161,9 @@ def edit_batches(
       ends at its own lookup token; without a subject it is empty, so that
       nothing is held: the prompt itself would hold the very answer.
     validation: contexts of rows to choose by (alphaedit_plus), other than
-      `contexts`; the plain prompt is one of these rows, too. 'test_prompts':
-      the paraphrases that the edit is evaluated on, which leaks the test and is
-      there to reproduce AlphaEdit+'s released code.
+      `contexts`. 'test_prompts': the plain prompt and the paraphrases that the
+      edit is evaluated on, which leaks the test and is there to reproduce
+      AlphaEdit+'s released code.
 
   Raises:
     JeditError: naming the record whose subject or target has no token, or that
@@ -172,22 +172,25 @@ def edit_batches(
   if lookup not in ('subject', 'last'):
     raise JeditError(f'lookup={lookup!r}: choose subject or last')
   bos = start_ids(tokenizer)
-  prefixes = [[], *([*bos, *c] for c in contexts), []]
-  room = max_length and max_length - max(map(len, prefixes))
-  make = lambda r, count: _rows(
-    tokenizer, r, count, rendering, bos, room, lookup
-  )
-  rows = [[make(r, len(contexts)) for r in batch] for batch in batches]
-  out = _pack(rows, prefixes, batch_size)
+
+  def make(request, before):
+    room = max_length and max_length - max(map(len, before), default=0)
+    return _rows(tokenizer, request, len(before), rendering, bos, room, lookup)
+
+  before = [[*bos, *c] for c in contexts]
+  rows = [[make(r, before) for r in batch] for batch in batches]
+  out = _pack(rows, [[], *before, []], batch_size)
   if not validation:
     return out
   if validation == 'test_prompts':
     most = max(len(r.paraphrases) for batch in batches for r in batch)
-    ask = functools.partial(_paraphrased, tokenizer, rendering, bos, most)
-    held = lambda r: [make(r, 0)[0], *ask(r), _NOTHING]
+    ask = functools.partial(
+      _paraphrased, tokenizer, rendering, bos, most, max_length
+    )
+    held = lambda r: [make(r, [])[0], *ask(r), _NOTHING]
   else:
-    before = [[*bos, *c] for c in validation]
-    held = lambda r: _inline(make(r, len(before)), before)
+    unseen = [[*bos, *c] for c in validation]
+    held = lambda r: _inline(make(r, unseen), unseen)
   rows = [[held(r) for r in batch] for batch in batches]
   held = _pack(rows, [[]] * len(rows[0][0]), batch_size)
   return dataclasses.replace(out, validation=held)
@@ -197,21 +200,26 @@ _NOTHING = [], 0, []
 
 
 def _inline(rows, before):
-  """Rows whose contexts are written out; see _rows."""
-  plain, *others, _ = rows
+  """The rows behind contexts, these written out; see _rows."""
   joined = [
     (text + ids, len(text) + lookup, target)
-    for text, (ids, lookup, target) in zip(before, others, strict=True)
+    for text, (ids, lookup, target) in zip(before, rows[1:-1], strict=True)
   ]
-  return [plain, *joined, _NOTHING]
+  return [*joined, _NOTHING]
 
 
-def _paraphrased(tokenizer, rendering, bos, most, request):
+def _paraphrased(tokenizer, rendering, bos, most, room, request):
   """`most` rows of a request's paraphrases, cut at their last token."""
   target, out = target_ids(tokenizer, request.target, rendering), []
   for text in request.paraphrases:
     ids, _ = _encode(tokenizer, render(tokenizer, text, rendering), False, bos)
-    out.append((ids + target[:-1], len(ids) - 1, target))
+    row = ids + target[:-1]
+    if room is not None and len(row) > room:
+      raise JeditError(
+        f'record {request.id}: a paraphrase and the target have {len(row)} '
+        f'tokens; the model takes {room}: shorten or remove it'
+      )
+    out.append((row, len(ids) - 1, target))
   return out + [_NOTHING] * (most - len(out))
 
 

@@ -51,10 +51,9 @@ class EditBatch:
     valid: bool [B], False for requests that only fill the batch up.
     budget: static sizes (head, tail, plain, scored) of the packed layouts, at
       least the number of real tokens of each kind in any batch.
-    validation: None, or rows of the same requests to choose by: the plain
-      prompts and others that no value is optimised on and no key is read from,
-      contexts written out in `head` (its own prefixes are empty; its KL row is
-      not used).
+    validation: None, or rows of the same requests to choose by, that no value
+      is optimised on and no key is read from, contexts written out in `head`
+      (its own prefixes are empty; its KL row is not used).
   """
 
   prefix: jax.Array

@@ -1,6 +1,7 @@
 """Bytes and seconds a run needs, before anything heavy starts."""
 
 import os
+import pathlib
 import time
 
 import jax
@@ -65,6 +66,16 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
   )
   work = layer * (below * c.num_layers + 2 * steps * tokens * deep)
   work += 4 * steps * read * c.width * c.vocab_size
+  if batches.validation is not None:  # two candidates a layer, or all
+    *fed, _, scored = batches.validation.budget
+    tokens = sum(fed)
+    tries = sites * (config.editor.steps + 1 if config.editor.exhaustive else 2)
+    work += tries * tokens * layer * (above + sites / 2)
+    work += tries * 2 * scored * c.width * c.vocab_size
+    logits = max(logits, 4 * scored * c.vocab_size)
+  if config.network:
+    files = pathlib.Path(config.network).rglob('*')
+    state += sum(f.stat().st_size for f in files if f.is_file())
   rounded = config.optimiser.get('products') == 'bfloat16'
   seconds = work * batches.valid.shape[0] / (0.6 * product_rate(rounded))
   copies = 2 * layer * deep + 4 * c.width * c.vocab_size if rounded else 0

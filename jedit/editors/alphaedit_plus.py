@@ -10,11 +10,10 @@ from half (t = 0) to all (t = T), as held-out rows score best (smooth).
 
 Prior keys are rows sqrt(beta L_j) k_j with residual 0, so L = 0 is harmless.
 beta is 1 as in the equations; the paper's experiments take 100. The score is
-that of the batch's own facts, plain and after a context that no value was
-optimised on; the paper's validation set also samples kept and earlier ones. The
-paper walks from t = 0 and stops at the first small change of the score; ours
-walks from t = T: neighbours differ by about 1e-4, so that its walk would end
-where it begins.
+that of the batch's own facts after a context that no value was optimised on; in
+the paper kept and earlier facts have a part in it. Its walk begins at t = 0 and
+ends where the score changes little, ours begins at t = T and ends where it
+falls: neighbours differ by 1e-4, so that the paper's would end where it begins.
 """
 
 from typing import NamedTuple
