@@ -157,13 +157,12 @@ def known(
   return [r for r, yes in zip(asked, right, strict=True) if yes]
 
 
-def counterfact(
+def by_record(
   scores: Scores, asked: Probe, exclude: set[int] | frozenset[int] = frozenset()
-) -> dict:
-  """{'counterfact': {protocol: {measure: percent}}} of scored questions."""
+) -> dict[str, np.ndarray]:
+  """{protocol: [N, KINDS]} of scored questions (metrics.by_record)."""
   success = metrics.hits(asked.kind, *scores)
-  table = metrics.counterfact(asked.record, asked.kind, success, exclude)
-  return {'counterfact': table}
+  return metrics.by_record(asked.record, asked.kind, success, exclude)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,7 +8,8 @@ column (MEMIT's evaluation; strict accuracy as AlphaEdit's code reports it):
   argmax       every token of the wanted answer is the most probable one,
                teacher-forced
 
-A measure is a mean within each record, then over records, in percent.
+A measure is a mean within each record, then over records, in percent. Records
+are what is drawn, so a bootstrap over them says how sure a mean is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,13 +50,13 @@ def hits(
   }
 
 
-def counterfact(
+def by_record(
   record: Sequence[int],
   kind: Sequence[int],
   success: Mapping[str, np.ndarray],
   exclude: frozenset[int] | set[int] = frozenset(),
-) -> dict[str, dict[str, float | None]]:
-  """{protocol: {efficacy, generalization, specificity, score}} in percent.
+) -> dict[str, np.ndarray]:
+  """{protocol: [N, KINDS]}, percent of each record's questions; NaN unmeasured.
 
   Args:
     record: index of each question's record.
@@ -67,14 +68,47 @@ def counterfact(
   out = {}
   for protocol in PROTOCOLS:
     flags = success[protocol]
+    use = ~np.isnan(flags) & ~np.isin(record, list(exclude))
+    total, count = np.zeros((2, record.max(initial=-1) + 1, len(KINDS)))
+    np.add.at(total, (record[use], kind[use]), 100 * flags[use])
+    np.add.at(count, (record[use], kind[use]), 1)
+    out[protocol] = total / np.where(count, count, np.nan)
+  return out
+
+
+def _row(total: np.ndarray, count: np.ndarray, protocol: str) -> dict:
+  """{kind: mean, 'score'} of sums [KINDS] over `count` records."""
+  pairs = zip(KINDS, total, count, strict=True)
+  row = {name: float(t / n) if n else None for name, t, n in pairs}
+  return row | {'score': score(row, protocol)}
+
+
+def counterfact(
+  found: Mapping[str, np.ndarray],
+) -> dict[str, dict[str, float | None]]:
+  """{protocol: {*KINDS, score}} in percent, of what `by_record` returned."""
+  return {
+    p: _row(np.nansum(x, axis=0), np.sum(~np.isnan(x), axis=0), p)
+    for p, x in found.items()
+  }
+
+
+def intervals(
+  found: Mapping[str, np.ndarray], draws: int = 2000, seed: int = 0
+) -> dict[str, dict[str, tuple[float, float] | None]]:
+  """{protocol: {*KINDS, score: (low, high)}}, 95 % bootstrap over records."""
+  out = {}
+  for protocol, x in found.items():
+    x = x[~np.isnan(x).all(axis=1)]
+    some, x = ~np.isnan(x), np.nan_to_num(x)
+    rng, rows = np.random.default_rng(seed), []
+    for _ in range(draws if len(x) else 0):
+      times = np.bincount(rng.integers(0, len(x), len(x)), minlength=len(x))
+      rows.append(_row(times @ x, times @ some, protocol))
     row = {}
-    for number, name in enumerate(KINDS):
-      use = (kind == number) & ~np.isnan(flags)
-      use &= ~np.isin(record, list(exclude))
-      means = [
-        flags[use & (record == r)].mean() for r in np.unique(record[use])
-      ]
-      row[name] = 100 * float(np.mean(means)) if means else None
-    row['score'] = score(row, protocol)
+    for name in (*KINDS, 'score'):
+      seen = [r[name] for r in rows if r[name] is not None]
+      ends = np.percentile(seen, [2.5, 97.5]) if seen else None
+      row[name] = None if ends is None else tuple(map(float, ends))
     out[protocol] = row
   return out

@@ -116,6 +116,7 @@ def run(
     },
     out.state,
   )
+  folder.write_records(home / 'records.jsonl', judge, before, after)
   results = folder.results(config, judge, before, after, out, stats_seconds)
   results['skipped'] = skipped
   checkpoint.write_text(done, json.dumps(results, indent=2) + '\n')

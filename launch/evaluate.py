@@ -27,11 +27,16 @@ def main(_):
   params = jax.tree.map(jnp.asarray, loaded.params)
   judge = measure.measurer(loaded, asked, config.rendering)
   table = judge.table(params, source)
-  common.say(f'{source}, {len(asked)} records of {path}, in percent')
+  common.say(
+    f'{source}, {len(asked)} records of {path}, percent (95 % interval)'
+  )
   for protocol in metrics.PROTOCOLS:
-    row = table['counterfact'][protocol]
+    row, ends = table['counterfact'][protocol], table['intervals'][protocol]
     cells = ', '.join(
-      f'{k} {"-" if v is None else format(v, ".2f")}' for k, v in row.items()
+      f'{k} -'
+      if v is None
+      else '{} {:.2f} ({:.1f}-{:.1f})'.format(k, v, *ends[k])
+      for k, v in row.items()
     )
     common.say(f'CounterFact, {protocol}: {cells}')
   common.say(json.dumps({'metrics': table, 'compat': 'memit-2022'}))

@@ -9,7 +9,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from jedit import checkpoint, requests
+from jedit import checkpoint, metrics, requests
 from jedit.types import JeditError
 from launch import common
 
@@ -134,20 +134,38 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
   }
 
 
+def write_records(path: pathlib.Path, judge, before, after) -> None:
+  """records.jsonl: each record's id, and its measures before and after."""
+  lines = []
+  for number, request in enumerate(judge.asked):
+    line = {'id': request.id}
+    for when, found in (('before', before), ('after', after)):
+      line[when] = {
+        protocol: dict(zip(metrics.KINDS, rows[number], strict=True))
+        for protocol, rows in found['records'].items()
+      }
+    lines.append(json.dumps(line) + '\n')
+  checkpoint.write_text(path, ''.join(lines))
+
+
 def show(results: dict) -> None:
   """The table before/after, the protocol beside every number."""
-  metrics = results['metrics']
+  measured = results['metrics']
   common.say(f'\n{results["num_edits"]} facts, {results["method"]}, percent:')
-  names = 'efficacy', 'generalization', 'specificity', 'score'
+  names = *metrics.KINDS, 'score'
   common.say(f'{"CounterFact":<28}' + ''.join(f'{n:>16}' for n in names))
+  show_row = lambda name, row, write: common.say(
+    f'{name:<28}'
+    + ''.join(f'{"-" if row[n] is None else write(row[n]):>16}' for n in names)
+  )
   means = {'probability': 'harmonic', 'argmax': 'arithmetic'}
   for protocol, mean in means.items():
     for when in 'before', 'after':
-      row = metrics[when]['counterfact'][protocol]
-      cells = ''.join(
-        f'{"-":>16}' if row[n] is None else f'{row[n]:16.2f}' for n in names
+      row, ends = (
+        measured[when][k][protocol] for k in ('counterfact', 'intervals')
       )
-      common.say(f'{protocol + ", " + when:<28}{cells}')
+      show_row(f'{protocol}, {when}', row, lambda v: f'{v:.2f}')
+      show_row('  95 % interval', ends, lambda v: f'{v[0]:.1f}-{v[1]:.1f}')
     common.say(f'{"":<28}score: {mean} mean of the three')
   left = results.get('overwritten')
   if left:

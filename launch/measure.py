@@ -4,7 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jedit import evaluate, generate, requests
+import numpy as np
+
+from jedit import evaluate, generate, metrics, requests
 from jedit.models.load import Loaded
 from jedit.types import Params
 from launch import common
@@ -20,7 +22,11 @@ class Measurer(NamedTuple):
   probe: evaluate.Probe
 
   def table(self, params: Params, name: str) -> dict:
-    """{'counterfact': ...}, facts that later ones overwrite left out."""
+    """The table of CounterFact's measures, and its intervals."""
+    return _table(self.records(params, name))
+
+  def records(self, params: Params, name: str) -> dict[str, np.ndarray]:
+    """{protocol: [N, KINDS]}, NaN for facts that later ones overwrite."""
     with common.bar(len(self.probe.kind), f'evaluation {name}', 'prompt') as b:
       scores = evaluate.score(
         self.loaded.model,
@@ -29,20 +35,34 @@ class Measurer(NamedTuple):
         progress=common.ticker(b),
       )
     gone = requests.overwritten(self.asked)
-    return evaluate.counterfact(scores, self.probe, gone)
+    return evaluate.by_record(scores, self.probe, gone)
 
   def whole(self, params: Params, name: str) -> dict:
-    """The table, the continuations of the first prompts, and seconds."""
+    """The table and what it is of, what the model says, and seconds."""
     start = time.perf_counter()
-    metrics = self.table(params, name)
+    found = self.records(params, name)
     model, _, _, tokenizer = self.loaded
     said = generate.complete(model, params, tokenizer, self.shown(), _LENGTH)
     seconds = time.perf_counter() - start
-    return {'metrics': metrics, 'said': said, 'seconds': seconds}
+    return {
+      'metrics': _table(found),
+      'records': {
+        p: np.where(np.isnan(x), None, x).tolist() for p, x in found.items()
+      },
+      'said': said,
+      'seconds': seconds,
+    }
 
   def shown(self) -> list[str]:
     """The prompts that are continued."""
     return [r.text for r in self.asked[:_SHOWN]]
+
+
+def _table(found: dict[str, np.ndarray]) -> dict:
+  return {
+    'counterfact': metrics.counterfact(found),
+    'intervals': metrics.intervals(found),
+  }
 
 
 def measurer(

@@ -134,11 +134,18 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
     for protocol in 'probability', 'argmax':
       row = results['metrics'][when]['counterfact'][protocol]
       assert set(row) == {'efficacy', 'generalization', 'specificity', 'score'}
-      assert all(0 <= v <= 100 for v in row.values())
+      ends = results['metrics'][when]['intervals'][protocol]
+      assert all(
+        0 <= ends[k][0] <= v <= ends[k][1] <= 100 for k, v in row.items()
+      )
   assert {p.name for p in work.iterdir()} == {
     'before.json', 'checkpoint', 'config.json', 'contexts.json', 'edits',
-    'log.jsonl', 'results.json',
+    'log.jsonl', 'records.jsonl', 'results.json',
   }  # fmt: skip
+  lines = (work / 'records.jsonl').read_text().splitlines()
+  found = [json.loads(line)['after']['argmax']['efficacy'] for line in lines]
+  after = results['metrics']['after']['counterfact']['argmax']['efficacy']
+  assert len(found) == 8 and np.mean(found) == pytest.approx(after)
   capsys.readouterr()
   stamp = (work / 'results.json').stat().st_mtime_ns
   run(work, 'alphaedit', curve_every=2)

@@ -26,7 +26,7 @@ from absl import app, flags
 
 import jedit
 from configs import smollm2_135m
-from jedit import checkpoint, evaluate, generate, prompts, requests
+from jedit import checkpoint, evaluate, generate, metrics, prompts, requests
 from jedit.files import read_json
 from jedit.models.load import load
 from jedit.questions import questions
@@ -87,14 +87,12 @@ def probe(tokenizer, stream: list[dict]):
 
 
 def table(right: np.ndarray, gone: set[int]) -> dict:
-  """Percent, an interval of Score, Eff of the superseded; right is [N, 3]."""
+  """Percent, Score's interval, Eff of the superseded; right is [N, 3]."""
   kept = np.array([i not in gone for i in range(len(right))])
-  rng, scores = np.random.default_rng(0), right[kept].mean(1)
-  means = scores[rng.integers(0, len(scores), (2000, len(scores)))].mean(1)
-  low, high = 100 * np.percentile(means, [2.5, 97.5])
-  eff, gen, spe = 100 * right[kept].mean(0)
-  out = {'Eff': eff, 'Gen': gen, 'Spe': spe, 'Score': 100 * scores.mean()}
-  out |= {'low': low, 'high': high}
+  found = {'argmax': 100 * right[kept]}
+  row = metrics.counterfact(found)['argmax']
+  out = dict(zip(('Eff', 'Gen', 'Spe', 'Score'), row.values(), strict=True))
+  out['low'], out['high'] = metrics.intervals(found)['argmax']['score']
   if gone:
     out['superseded'] = 100 * right[~kept, 0].mean()
   return {k: round(float(v), 2) for k, v in out.items()}

@@ -24,7 +24,15 @@ import numpy as np
 from absl import app, flags
 
 import jedit
-from jedit import evaluate, generate, prompts, requests, stats, values
+from jedit import (
+  evaluate,
+  generate,
+  metrics,
+  prompts,
+  requests,
+  stats,
+  values,
+)
 from jedit.models.load import load
 from tests.field_data import FOLDER
 
@@ -82,7 +90,7 @@ def main(_):
 
   def scores(params):
     found = evaluate.score(model, params, probe.questions)
-    return evaluate.counterfact(found, probe, gone)['counterfact']
+    return metrics.counterfact(evaluate.by_record(found, probe, gone))
 
   def show(name, table, **extra):
     rows = [
