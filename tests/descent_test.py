@@ -1,15 +1,18 @@
 """Gradient editors against Adam in NumPy float64 over whole rows."""
 
 import functools
+import importlib
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jedit import checkpoint, fine_tune, kde
 from jedit.editors import descent
+from jedit.editors.directions import Directions
 from jedit.models import transformer
 from jedit.types import apply_updates
 from tests import editors_test, oracle, tiny
@@ -176,6 +179,49 @@ def test_kde_leaves_earlier_prompts_alone():
   want = loop(params, batch, rates, before=aside, after=aside)
   assert want[1] > 9  # the second stage
   check(again, state.report, want, 1e-3)
+
+
+@pytest.mark.parametrize('name', ['fine_tune', 'null_space', 'kde'])
+def test_steps_in_float64(monkeypatch, x64, name):
+  """For given gradients and bases, against Adam's paper to 1e-10."""
+  module = importlib.import_module(f'jedit.editors.{name}')
+  caught = []
+
+  def catch(model, optimiser, **_):
+    caught.append(optimiser)
+    return optax.GradientTransformation(None, None)
+
+  monkeypatch.setattr(module, 'descent', catch)
+  rng, settle = np.random.default_rng(0), 12
+  basis = np.linalg.qr(rng.normal(size=(2, 16, 4)))[0]
+  onto = lambda g: basis @ (basis.mT @ g)
+  off = lambda g: g - onto(g)
+  same = lambda g: g
+  given, settings, memory, before, after = {
+    'fine_tune': ((), {}, (), same, same),
+    'null_space': (
+      (tiny.moment(),), {'threshold': 0.05, 'relative': True},
+      jnp.asarray(basis), same, onto,
+    ),
+    'kde': (
+      (), {'steps': settle}, Directions(jnp.asarray(basis), np.full(2, 4)),
+      off, off,
+    ),
+  }[name]  # fmt: skip
+  getattr(module, name)(tiny.model()[0], *given, lr=_LR, **settings)
+  step_of = caught[0](memory)
+  state = step_of.init(jnp.zeros((2, 16, 5)))
+  m = v = np.zeros((2, 16, 5))
+  for t in range(1, 21):
+    g = rng.normal(size=m.shape)
+    got, state = step_of.update(jnp.asarray(g), state)
+    g = before(g)
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    rate = _LR / 10 if name == 'kde' and t > settle else _LR
+    scale = np.sqrt(v / (1 - 0.999**t)) + 1e-8
+    want = after(-rate * m / (1 - 0.9**t) / scale)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, want, atol=1e-10 * np.abs(want).max())
 
 
 def test_keys_of_a_model_with_biases():
