@@ -36,15 +36,17 @@ class Probe(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """Of each candidate's tokens, [Q, K]; NaN where it is absent.
+  """Of each question's candidates [Q, K], NaN where one is absent, and itself.
 
   Attributes:
-    nll: mean -log p.
+    nll: mean -log p of its tokens.
     correct: share of them that are the most probable ones, teacher-forced.
+    says: int32 [Q], the most probable token after the prompt.
   """
 
   nll: np.ndarray
   correct: np.ndarray
+  says: np.ndarray
 
 
 def probe(
@@ -66,7 +68,7 @@ def probe(
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
-  """Sums over a chunk's target tokens: -log p [R, K] and right ones [R, K]."""
+  """Sums over a chunk's target tokens, -log p and right ones [R, K]; says."""
   rows, wide = q.prompt.shape
   count, long = q.target.shape[1:]
   slots = jnp.broadcast_to(jnp.arange(wide), q.prompt.shape)
@@ -83,7 +85,8 @@ def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
   nll = jax.nn.logsumexp(logits, -1)[:, None] - jnp.take_along_axis(
     logits, first, axis=1
   )
-  correct = (jnp.argmax(logits, -1)[:, None] == first).astype(jnp.float32)
+  says = jnp.argmax(logits, -1)
+  correct = (says[:, None] == first).astype(jnp.float32)
   if tail:
     more = jnp.arange(long)[None] < (q.target_len.reshape(-1, 1) - 1)
     start = jnp.repeat(q.prompt_len, count)[:, None]
@@ -101,7 +104,7 @@ def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
     right = (jnp.argmax(logits, -1) == wanted).astype(jnp.float32)
     grid = lambda a: transformer.to_grid(a, here).sum(1).reshape(rows, count)
     nll, correct = nll + grid(rest), correct + grid(right)
-  return nll, correct
+  return nll, correct, says
 
 
 def score(
@@ -135,9 +138,10 @@ def score(
   for number, chunk in enumerate(chunks, 1):
     out.append(jax.device_get(_score(model, params, chunk, head, tail)))
     progress(min(number * rows, total))
-  nll, correct = (np.concatenate(a)[:total] for a in zip(*out, strict=True))
+  parts = zip(*out, strict=True)
+  nll, correct, says = (np.concatenate(a)[:total] for a in parts)
   tokens = np.where(questions.target_len, questions.target_len, np.nan)
-  return Scores(nll / tokens, correct / tokens)
+  return Scores(nll / tokens, correct / tokens, says)
 
 
 def known(
@@ -161,7 +165,7 @@ def by_record(
   scores: Scores, asked: Probe, exclude: set[int] | frozenset[int] = frozenset()
 ) -> dict[str, np.ndarray]:
   """{protocol: [N, KINDS]} of scored questions (metrics.by_record)."""
-  success = metrics.hits(asked.kind, *scores)
+  success = metrics.hits(asked.kind, scores.nll, scores.correct)
   return metrics.by_record(asked.record, asked.kind, success, exclude)
 
 

@@ -135,12 +135,15 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
 
 
 def write_records(path: pathlib.Path, judge, before, after) -> None:
-  """records.jsonl: each record's id, and its measures before and after."""
+  """records.jsonl: each record's measures before and after.
+
+  "says" is the most probable token after the prompt.
+  """
   lines = []
   for number, request in enumerate(judge.asked):
-    line = {'id': request.id}
+    line = {'id': request.id, 'prompt': request.text, 'target': request.target}
     for when, found in (('before', before), ('after', after)):
-      line[when] = {
+      line[when] = {'says': found['says'][number]} | {
         protocol: dict(zip(metrics.KINDS, rows[number], strict=True))
         for protocol, rows in found['records'].items()
       }

@@ -23,10 +23,13 @@ class Measurer(NamedTuple):
 
   def table(self, params: Params, name: str) -> dict:
     """The table of CounterFact's measures, and its intervals."""
-    return _table(self.records(params, name))
+    return _table(self.records(params, name)[0])
 
-  def records(self, params: Params, name: str) -> dict[str, np.ndarray]:
-    """{protocol: [N, KINDS]}, NaN for facts that later ones overwrite."""
+  def records(self, params: Params, name: str):
+    """({protocol: [N, KINDS]}, the most probable token after each request).
+
+    NaN for facts that later ones overwrite.
+    """
     with common.bar(len(self.probe.kind), f'evaluation {name}', 'prompt') as b:
       scores = evaluate.score(
         self.loaded.model,
@@ -35,12 +38,15 @@ class Measurer(NamedTuple):
         progress=common.ticker(b),
       )
     gone = requests.overwritten(self.asked)
-    return evaluate.by_record(scores, self.probe, gone)
+    says = scores.says[self.probe.kind == 0]  # one rewrite prompt a record
+    decode = self.loaded.tokenizer.decode
+    found = evaluate.by_record(scores, self.probe, gone)
+    return found, [decode([i]) for i in says.tolist()]
 
   def whole(self, params: Params, name: str) -> dict:
     """The table and what it is of, what the model says, and seconds."""
     start = time.perf_counter()
-    found = self.records(params, name)
+    found, says = self.records(params, name)
     model, _, _, tokenizer = self.loaded
     said = generate.complete(model, params, tokenizer, self.shown(), _LENGTH)
     seconds = time.perf_counter() - start
@@ -49,6 +55,7 @@ class Measurer(NamedTuple):
       'records': {
         p: np.where(np.isnan(x), None, x).tolist() for p, x in found.items()
       },
+      'says': says,
       'said': said,
       'seconds': seconds,
     }

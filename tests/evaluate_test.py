@@ -37,6 +37,9 @@ def test_scores_are_those_of_whole_rows(family):
   model, params = tiny.model(family)
   asked = questions(model, params)
   found = evaluate.score(model, params, asked, rows=3)
+  for q, size in enumerate(asked.prompt_len):
+    row = asked.prompt[q, :size]
+    assert found.says[q] == logits_of(model, params, row)[-1].argmax()
   for q, k in np.ndindex(*asked.target_len.shape):
     size = asked.target_len[q, k]
     if not size:
