@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 import runpy
+import shlex
 import sys
 
 import jax
@@ -113,6 +114,13 @@ def file_hash(path) -> str:
     raise JeditError(f'{path}: no such file')
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def command() -> str:
+  """The command that this program was started by."""
+  spec = sys.modules['__main__'].__spec__
+  program = ['python', '-m', spec.name] if spec else sys.argv[:1]
+  return shlex.join([*program, *sys.argv[1:]])
 
 
 def read_requests(config: ConfigDict, path, loaded: Loaded):

@@ -126,6 +126,7 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
       if 'metrics' in e
     ],
     'compat': 'memit-2022',
+    'command': common.command(),
     'versions': versions(),
     'overwritten': len(requests.overwritten(judge.asked)),
     'continuations': [

@@ -1,5 +1,6 @@
 """Pictures of results, drawn without a display."""
 
+import io
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,21 @@ def lines(
     axis.legend(fontsize='small')
   axes[-1].set_xticks(range(len(labels)), labels, rotation=45, ha='right')
   _write(figure, path)
+
+
+def curve(lines: Mapping[str, tuple[Sequence, Sequence]]) -> str:
+  """SVG of a line a name through its points (edits, heights)."""
+  figure = Figure(figsize=(6, 3.2), layout='constrained')
+  axis = figure.subplots()
+  for name, (edits, heights) in lines.items():
+    heights = [math.nan if v is None else v for v in heights]
+    axis.plot(edits, heights, marker='.', label=name)
+  axis.set_xlabel('edits')
+  axis.legend(fontsize='small')
+  text = io.StringIO()
+  none = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+  figure.savefig(text, format='svg', metadata=none)
+  return text.getvalue()[text.getvalue().index('<svg') :]
 
 
 def _write(figure: Figure, path: pathlib.Path) -> None:

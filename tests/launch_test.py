@@ -21,7 +21,16 @@ from tokenizers import decoders, pre_tokenizers, trainers
 from jedit import checkpoint
 from jedit.models import hf, load, transformer
 from jedit.types import JeditError
-from launch import edit, foresee, grid, measure, method, sweep, training
+from launch import (
+  edit,
+  foresee,
+  grid,
+  measure,
+  method,
+  report,
+  sweep,
+  training,
+)
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _HF = {
@@ -146,6 +155,7 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   found = [json.loads(line)['after']['argmax']['efficacy'] for line in lines]
   after = results['metrics']['after']['counterfact']['argmax']['efficacy']
   assert len(found) == 8 and np.mean(found) == pytest.approx(after)
+  assert f'{after:.2f}' in report.render([report.read(str(work))])
   capsys.readouterr()
   stamp = (work / 'results.json').stat().st_mtime_ns
   run(work, 'alphaedit', curve_every=2)

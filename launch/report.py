@@ -1,0 +1,146 @@
+"""One page that compares finished runs, with nothing outside it.
+
+  python -m launch.report --runs=runs/a,runs/b --out=report.html
+
+A run is the folder that launch.edit wrote (a sweep's hold one each). Every
+number stands with its protocol and its 95 % interval; runs that were scored
+under different compat ids are in different tables.
+"""
+
+import itertools
+import json
+import pathlib
+from typing import NamedTuple
+
+import jinja2
+from absl import flags
+
+from jedit import checkpoint, metrics
+from jedit.types import JeditError
+from launch import common, picture
+
+_RUNS = flags.DEFINE_list('runs', None, 'Run folders.', required=True)
+_OUT = flags.DEFINE_string('out', 'report.html', 'The page.')
+_PAGE = pathlib.Path(__file__).with_name('report.html')
+_FAILED = 20  # facts listed a run
+
+
+class Run(NamedTuple):
+  """What a run folder holds."""
+
+  name: str
+  config: dict
+  results: dict
+  log: list[dict]
+  records: list[dict]
+
+
+def read(folder: str) -> Run:
+  """A finished run."""
+  path, read = pathlib.Path(folder), {}
+  for name in 'config.json', 'results.json', 'log.jsonl', 'records.jsonl':
+    try:
+      text = (path / name).read_text()
+      lines = text.splitlines() if name.endswith('l') else [text]
+      read[name] = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as e:
+      raise JeditError(
+        f'--runs: {path} is not a finished run ({name}: {type(e).__name__}); '
+        'run launch.edit with this --workdir to its end'
+      ) from e
+  (config,), (results,) = read['config.json'], read['results.json']
+  rest = read['log.jsonl'], read['records.jsonl']
+  return Run(path.name, config, results, *rest)
+
+
+def headline(runs: list[Run]) -> list[dict]:
+  """Tables of a compat id and a protocol: rows with (value, low, high)."""
+  tables = {}
+  for run, when in [(r, w) for r in runs for w in ('before', 'after')]:
+    measured = run.results['metrics'][when]
+    name = run.name if when == 'after' else f'{run.config["model"]}, unedited'
+    for protocol in metrics.PROTOCOLS:
+      table = tables.setdefault((run.results['compat'], protocol), {})
+      row, ends = (measured[k][protocol] for k in ('counterfact', 'intervals'))
+      cells = [(row[k], ends[k]) for k in (*metrics.KINDS, 'score')]
+      known = name in table and table[name]['cells'] != cells
+      if known and when == 'before':  # of other requests
+        name = f'{name} ({run.name})'
+      timing = run.results['timing']['edit_seconds_per_fact']
+      table[name] = {
+        'name': name,
+        'cells': cells,
+        'facts': run.results['num_edits'],
+        'seconds': timing if when == 'after' else None,
+        'norm': max(run.log[-1]['norm_ratio']) if when == 'after' else None,
+      }
+  return [
+    {'compat': compat, 'protocol': protocol, 'rows': list(rows.values())}
+    for (compat, protocol), rows in tables.items()
+  ]
+
+
+def curves(runs: list[Run]) -> dict:
+  """{title: {run: (edits, heights)}} of what is known along the stream."""
+  heights = {
+    'perplexity of a fixed text': lambda e: e['perplexity'],
+    'largest norm of an edited matrix, times its own': lambda e: max(
+      e['norm_ratio']
+    ),
+    'share of value targets reached': lambda e: e['reached'] / e['facts'],
+  }
+  scored = lambda protocol, kind: (
+    lambda e: e['metrics']['counterfact'][protocol][kind]
+  )
+  for protocol, kind in itertools.product(metrics.PROTOCOLS, metrics.KINDS):
+    heights[f'{kind} by {protocol}, percent'] = scored(protocol, kind)
+  out = {}
+  for title, height in heights.items():
+    lines = {}
+    for run in runs:
+      points = []
+      for entry in run.log:
+        try:
+          points.append((entry['num_edits'], height(entry)))
+        except (KeyError, ZeroDivisionError):
+          continue  # not measured there
+      if points:
+        lines[run.name] = tuple(zip(*points, strict=True))
+    if any(len(edits) > 1 for edits, _ in lines.values()):
+      out[title] = lines
+  return out
+
+
+def failed(run: Run) -> tuple[list[dict], int]:
+  """(the first records that were not learnt, how many there are)."""
+  lost = [r for r in run.records if r['after']['argmax']['efficacy'] == 0]
+  return lost[:_FAILED], len(lost)
+
+
+def render(runs: list[Run]) -> str:
+  """The page."""
+  environment = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+  )
+  return environment.from_string(_PAGE.read_text()).render(
+    runs=runs,
+    tables=headline(runs),
+    kinds=(*metrics.KINDS, 'score'),
+    pictures={t: picture.curve(lines) for t, lines in curves(runs).items()},
+    failed={run.name: failed(run) for run in runs},
+    pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+  )
+
+
+def main(_):
+  names = [pathlib.Path(folder).name for folder in _RUNS.value]
+  twice = {name for name in names if names.count(name) > 1}
+  if twice:
+    raise JeditError(f'--runs: two are called {sorted(twice)[0]}; rename one')
+  page = render([read(folder) for folder in _RUNS.value])
+  checkpoint.write_text(pathlib.Path(_OUT.value), page)
+  common.say(f'written: {_OUT.value}')
+
+
+if __name__ == '__main__':
+  common.run(main)

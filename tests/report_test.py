@@ -1,0 +1,118 @@
+"""The page that compares runs: what stands on it, and nothing from outside."""
+
+import copy
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jedit import metrics
+from jedit.types import JeditError
+from launch import report
+
+
+def _table(seed):
+  rows = np.random.default_rng(seed).integers(0, 2, (30, 3)) * 100.0
+  found = {p: rows for p in metrics.PROTOCOLS}
+  return {
+    'counterfact': metrics.counterfact(found),
+    'intervals': metrics.intervals(found),
+  }
+
+
+def _entry(number, **more):
+  return {
+    'num_edits': 10 * number, 'facts': 10, 'reached': number,
+    'norm_ratio': [1.0, 1.25 + number], 'perplexity': 20.0 + number, **more,
+  }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Writes a run folder: folder(name, seed, compat)."""
+
+  def write(name, seed=1, compat='memit-2022'):
+    path = tmp_path / name
+    path.mkdir()
+    record = {
+      'id': 'r0', 'prompt': 'Is <b>Ann</b> in', 'target': 'Oslo',
+      'after': {'says': ' & Rome', 'argmax': {'efficacy': 0.0}},
+    }  # fmt: skip
+    learnt = copy.deepcopy(record) | {'id': 'r1'}
+    learnt['after']['argmax']['efficacy'] = 100.0
+    results = {
+      'compat': compat, 'num_edits': 30, 'command': f'launch.edit --{name}',
+      'metrics': {'before': _table(0), 'after': _table(seed)},
+      'timing': {'edit_seconds_per_fact': 1.5}, 'versions': {'jax': '0.9'},
+      'continuations': [{'prompt': 'P', 'before': 'B', 'after': '<A>'}],
+    }  # fmt: skip
+    log = [_entry(1), _entry(2, metrics=_table(seed)), _entry(3)]
+    lines = lambda rows: ''.join(json.dumps(r) + '\n' for r in rows)
+    (path / 'config.json').write_text('{"model": "tiny", "seed": 0}')
+    (path / 'results.json').write_text(json.dumps(results))
+    (path / 'log.jsonl').write_text(lines(log))
+    (path / 'records.jsonl').write_text(lines([record, learnt]))
+    return report.read(str(path))
+
+  return write
+
+
+class _Balance(html.parser.HTMLParser):
+  """Every tag is closed, in order."""
+
+  open: list[str]
+
+  def __init__(self):
+    super().__init__()
+    self.open = []
+
+  def handle_starttag(self, tag, attrs):
+    if tag not in ('meta', 'br'):
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    pass
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_alone(folder):
+  runs = [folder('first'), folder('second', seed=2)]
+  page = report.render(runs)
+  parser = _Balance()
+  parser.feed(page)
+  assert not parser.open
+  names = r'xmlns(:\w+)?="[^"]*"'
+  assert not re.search(
+    r'https?:|<script|@import|<link', re.sub(names, '', page)
+  )
+  assert 'src=' not in page
+  for run in runs:
+    after = run.results['metrics']['after']
+    row, ends = (after[k]['argmax'] for k in ('counterfact', 'intervals'))
+    for kind in (*metrics.KINDS, 'score'):
+      assert f'{row[kind]:.2f}' in page
+      assert '{:.1f}&ndash;{:.1f}'.format(*ends[kind]) in page
+    assert run.results['command'] in page
+  assert '4.250' in page  # the largest norm at the end
+  assert 'Is &lt;b&gt;Ann&lt;/b&gt; in' in page and '&amp; Rome' in page
+  assert '&lt;A&gt;' in page and 'r1</td>' not in page
+  assert page.count('tiny, unedited') == 2  # once a protocol
+  assert page.count('<figure>') == 3  # what was scored once is no curve
+
+
+def test_unlike_protocols_share_no_table(folder):
+  runs = [folder('first'), folder('second', compat='wild-2025')]
+  found = [(t['compat'], t['protocol']) for t in report.headline(runs)]
+  assert len(found) == len(set(found)) == 4
+  assert all(len(t['rows']) == 2 for t in report.headline(runs))
+
+
+def test_a_folder_that_is_no_run(tmp_path, folder):
+  run = folder('first')
+  (tmp_path / 'first' / 'results.json').unlink()
+  with pytest.raises(JeditError, match='first is not a finished run .results'):
+    report.read(str(tmp_path / run.name))
