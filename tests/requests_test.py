@@ -1,9 +1,11 @@
 """Readers of facts: what they accept, and what every bad input says."""
 
+import dataclasses
 import gzip
 import json
 import re
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +95,56 @@ def test_zsre():
     '3', 'Who wrote {}?', 'Emma', 'Ada',
     paraphrases=('Emma was written by whom?',),
   )  # fmt: skip
+
+
+_REWRITE = _COUNTERFACT['requested_rewrite']
+_SHORT = {
+  'case_id': 5, 'template': '{} is in', 'subject': 'Oslo',
+  'target_new': 'Asia', 'target_true': 'Europe', 'relation_id': 'P30',
+  'rephrase_prompt': 'Oslo lies in', 'locality_prompt': 'Rome is in',
+}  # fmt: skip
+_EASY = {
+  'prompt': 'Oslo is in', 'subject': 'Oslo', 'target_new': 'Asia',
+  'ground_truth': [['Europe', 'EU']], 'rephrase': 'Oslo lies in',
+  'locality': {'Relation_Specificity': []}, 'portability': {},
+}  # fmt: skip
+_LABEL = lambda name: {'id': 'Q1', 'label': name}
+_TRIPLE = {
+  'relation': {'id': 'P30', 'prompt': '{} is in', 'query': 'Where?'},
+  'subject': _LABEL('Oslo'), 'object': _LABEL('Europe'),
+  'new_object': _LABEL('Asia'),
+}  # fmt: skip
+_OSLO = Request('0', '{} is in', 'Oslo', 'Asia', 'Europe')
+_P30 = dataclasses.replace(_OSLO, relation='P30')
+
+
+@pytest.mark.parametrize('record, changes', [
+  (_EASY, [{'paraphrases': ('Oslo lies in',)}]),
+  (without(_EASY, 'ground_truth'), [
+    {'old_target': None, 'paraphrases': ('Oslo lies in',)}]),
+  (_EASY | {'ground_truth': [], 'rephrase': None}, [{'old_target': None}]),
+  (_SHORT, [{'id': '5', 'relation': 'P30', 'paraphrases': ('Oslo lies in',),
+             'neighbours': ('Rome is in',)}]),
+  (_SHORT | {'rephrase_kind': 'generation', 'locality_ground_truth': 'Italy'}, [
+    {'id': '5', 'relation': 'P30', 'openings': ('Oslo lies in',)}]),
+  ({'type': 'x', 'edit': _TRIPLE}, [{'id': '0.0', 'relation': 'P30'}]),
+  ({'edits': [_TRIPLE, _TRIPLE]}, [
+    {'id': '0.0', 'relation': 'P30'}, {'id': '0.1', 'relation': 'P30'}]),
+  ({'case_id': 7, 'requested_rewrite': [_REWRITE] * 2, 'questions': ['?']}, [
+    dict(id=f'7.{i}', prompt='{} works as', subject='Ada', target='poet',
+         old_target='engineer', relation='P106') for i in range(2)]),
+  ({'requested_rewrite': _REWRITE, 'neighborhood_prompts': [
+     ['Bob works as', 'engineer'], ['Eve works as', 'poet']]}, [
+    dict(prompt='{} works as', subject='Ada', target='poet',
+         old_target='engineer', relation='P106',
+         neighbours=('Bob works as',))]),
+  ({'text': 'Oslo is in', 'concept': 'Oslo', 'labels': 'Asia'}, [
+    {'old_target': None}]),
+])  # fmt: skip
+def test_published_layouts(tmp_path, record, changes):
+  """Neighbours are prompts whose answer is the old target, no others."""
+  got, _ = requests.read(write(tmp_path / 'a.jsonl', [record]))
+  assert got == [dataclasses.replace(_OSLO, **change) for change in changes]
 
 
 _QUESTION = {
@@ -247,21 +299,31 @@ _VALUES = st.recursive(
   ),
   max_leaves=4,
 )  # fmt: skip
-_PATHS = [
-  (record, *path)
-  for record in (_OWN, _COUNTERFACT, _ZSRE, _QUESTION)
-  for path in [
-    *((key,) for key in record),
-    *(
-      ('requested_rewrite', key) for key in record.get('requested_rewrite', ())
-    ),
-    ('paraphrases',), ('openings',), ('relation',), ('id',),
-  ]
-]  # fmt: skip
+_RECORDS = (
+  _OWN | {'paraphrases': ['a'], 'openings': ['b'], 'relation': 'c', 'id': 1},
+  _COUNTERFACT, _ZSRE, _QUESTION, _SHORT, _EASY, {'edits': [_TRIPLE]},
+  {'case_id': 7, 'requested_rewrite': [_REWRITE, _REWRITE]},
+  {'requested_rewrite': _REWRITE, 'neighborhood_prompts': [['a', 'b']]},
+  {'text': 'Oslo is in', 'concept': 'Oslo', 'labels': 'Asia'},
+)  # fmt: skip
 
 
+def paths(value):
+  """Every way down into a record."""
+  items = value.items() if isinstance(value, dict) else enumerate(value)
+  for key, inner in items:
+    yield (key,)
+    if isinstance(inner, (dict, list)):
+      yield from ((key, *rest) for rest in paths(inner))
+
+
+_PATHS = [(r, *path) for r in _RECORDS for path in paths(r)]
+
+
+@hypothesis.settings(max_examples=500)
 @given(st.sampled_from(_PATHS), _VALUES)
 def test_mutated_records_raise_jedit_errors_alone(path, value):
+  """With max_examples=10_000 it holds, too."""
   record, *keys = path
   record = json.loads(json.dumps(record))
   inner = record
@@ -269,10 +331,13 @@ def test_mutated_records_raise_jedit_errors_alone(path, value):
     inner = inner[key]
   inner[keys[-1]] = value
   try:
-    got = requests.parse(record, 'here', '0')
+    found = [
+      requests.parse(one, 'here', '0') for one in requests.spread(record, '0')
+    ]
   except JeditError as e:
     assert str(e).startswith('here')
-  else:
+    found = []
+  for got in found:
     assert got.target and got.text
     assert got.prompt.count('{}') == (got.subject is not None)
     assert (got.subject or '') in got.text
@@ -394,3 +459,25 @@ def test_published_files_without_subject(data, name, count, paraphrases):
   assert len(got) == count and not skipped
   assert {len(r.paraphrases) for r in got} == paraphrases
   assert all(r.subject is None and r.text and r.target for r in got)
+
+
+@pytest.mark.parametrize('name, count', [
+  ('alphaset_K0', 100), ('alphaset_KI', 100), ('alphaset_KP', 200),
+  ('counterfact_3000', 3000), ('counterfact_all_short', 21919),
+  ('counterfact_full_500', 500), ('counterfact_hop_1000', 1000),
+  ('counterfact_qna_1000', 1000), ('editevery_552', 552),
+  ('knowedit_wiki_counterfact_test', 839),
+  ('knowedit_wiki_counterfact_train', 600), ('knowedit_wiki_recent_train', 570),
+  ('knowedit_wikibio_test', 306), ('knowedit_zsre_test', 1304),
+  ('longform_coupled_100', 100), ('mquake_cf_akew_354', 436),
+  ('mquake_hard_429', 1716), ('peak_counter_300', 300), ('peak_time_300', 300),
+  ('pitfalls_gpt2xl_composite_edit_400', 800),
+  ('pitfalls_gpt2xl_coverage_edit_400', 800), ('pitfalls_gpt2xl_easy_400', 400),
+  ('pitfalls_gpt2xl_hard_400', 400), ('pitfalls_gpt2xl_reverse_edit_400', 800),
+  ('qaedit_600', 600), ('unke_1000', 1000), ('zsre_eval_800', 800),
+  ('wise_hallucination_edit_600', 600), ('wise_temporal_edit_75', 75),
+  ('zsre_mend_train_1000', 1000),
+])  # fmt: skip
+def test_the_field_s_editing_sets_are_read(data, name, count):
+  found, skipped = requests.read(data / f'{name}.jsonl.gz')
+  assert len(found) == count and not skipped
