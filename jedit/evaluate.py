@@ -17,7 +17,7 @@ from jedit.models import transformer
 from jedit.models.transformer import Model, Past
 from jedit.prompts import round_up
 from jedit.questions import Questions, questions
-from jedit.requests import Request
+from jedit.records import Request
 from jedit.types import Params
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jedit.requests import Request
+from jedit.records import Request
 from jedit.tokens import continuation, render, start_ids, target_ids
 from jedit.types import EditBatch, JeditError
 

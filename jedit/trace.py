@@ -23,7 +23,7 @@ import numpy as np
 from jedit import restore
 from jedit.models.transformer import Model
 from jedit.prompts import located, round_up
-from jedit.requests import Request
+from jedit.records import Request
 from jedit.restore import Facts
 from jedit.tokens import target_ids
 from jedit.types import JeditError, Params

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit import files, prompts
-from jedit.requests import Request
+from jedit.records import Request
 from jedit.types import EditBatch, JeditError
 
 _FIELDS = 'src', 'alt', 'rephrase', 'loc', 'loc_ans'

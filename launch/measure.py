@@ -8,6 +8,7 @@ import numpy as np
 
 from jedit import evaluate, generate, metrics, requests
 from jedit.models.load import Loaded
+from jedit.records import Request
 from jedit.types import Params
 from launch import common
 
@@ -18,7 +19,7 @@ class Measurer(NamedTuple):
   """The questions of a request set, ready for any params of the model."""
 
   loaded: Loaded
-  asked: Sequence[requests.Request]
+  asked: Sequence[Request]
   probe: evaluate.Probe
 
   def table(self, params: Params, name: str) -> dict:
@@ -73,7 +74,7 @@ def _table(found: dict[str, np.ndarray]) -> dict:
 
 
 def measurer(
-  loaded: Loaded, asked: Sequence[requests.Request], rendering: str
+  loaded: Loaded, asked: Sequence[Request], rendering: str
 ) -> Measurer:
   """The Measurer of a request set."""
   probe = evaluate.probe(loaded.tokenizer, asked, rendering)

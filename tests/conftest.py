@@ -16,9 +16,9 @@ jaxtyping.install_import_hook(
     f'jedit.{name}'
     for name in (
       'condition', 'conflict', 'editors', 'generate', 'gradients',
-      'hypernetwork', 'models', 'prompts', 'questions', 'requests', 'restore',
-      'rows', 'sequence', 'stats', 'suffix', 'tokens', 'trace', 'updates',
-      'validate', 'values', 'walk',
+      'hypernetwork', 'models', 'prompts', 'questions', 'records', 'requests',
+      'restore', 'rows', 'sequence', 'stats', 'suffix', 'tokens', 'trace',
+      'updates', 'validate', 'values', 'walk',
     )
   ],
   'beartype.beartype',

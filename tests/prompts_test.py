@@ -17,7 +17,7 @@ from tokenizers import (
 )
 
 from jedit import prompts, questions, tokens
-from jedit.requests import Request
+from jedit.records import Request
 from jedit.types import JeditError
 
 _TEXT = [

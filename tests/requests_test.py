@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jedit import requests
-from jedit.requests import Request
+from jedit import records, requests
+from jedit.records import Request
 from jedit.types import JeditError
 
 _OWN = {'prompt': 'The capital of {} is', 'subject': 'France', 'target': 'Rome'}
@@ -72,18 +72,18 @@ def test_own_lines():
     'paraphrases': 'France has the capital',
     'neighbours': ['The capital of Spain is'], 'openings': ['In France'],
   }  # fmt: skip
-  assert requests.parse(full, 'here', '3') == Request(
+  assert records.parse(full, 'here', '3') == Request(
     'a', 'The capital of {} is', 'France', 'Rome', 'Paris', 'capital',
     ('France has the capital',), ('The capital of Spain is',), ('In France',),
   )  # fmt: skip
-  least = requests.parse(_OWN, 'here', '3')
+  least = records.parse(_OWN, 'here', '3')
   assert least == Request('3', 'The capital of {} is', 'France', 'Rome')
   assert least.text == 'The capital of France is'
   assert least.fact == ('France', 'The capital of {} is')
 
 
 def test_counterfact():
-  assert requests.parse(_COUNTERFACT, 'here', '3') == Request(
+  assert records.parse(_COUNTERFACT, 'here', '3') == Request(
     '17', '{} works as', 'Ada', 'poet', 'engineer', 'P106',
     ('The job of Ada is', 'Ada is a'), ('Bob works as',),
     ('Ada spends the day',),
@@ -91,7 +91,7 @@ def test_counterfact():
 
 
 def test_zsre():
-  assert requests.parse(_ZSRE, 'here', '3') == Request(
+  assert records.parse(_ZSRE, 'here', '3') == Request(
     '3', 'Who wrote {}?', 'Emma', 'Ada',
     paraphrases=('Emma was written by whom?',),
   )  # fmt: skip
@@ -154,7 +154,7 @@ _QUESTION = {
 
 
 def test_records_without_subject():
-  got = requests.parse(_QUESTION, 'here', '0')
+  got = records.parse(_QUESTION, 'here', '0')
   assert got == Request(
     '3', 'Why is it dark?', None, _QUESTION['answer'],
     paraphrases=('Why no light?',),
@@ -162,12 +162,12 @@ def test_records_without_subject():
   assert got.text == 'Why is it dark?'
   own = {'prompt': 'It is dark, as', 'target': 'it is night', 'relation': 'r'}
   for record in own, {**own, 'subject': None}:
-    got = requests.parse(record, 'here', '0')
+    got = records.parse(record, 'here', '0')
     assert (got.subject, got.text) == (None, 'It is dark, as')
-  assert requests.parse(without(_ZSRE, 'subject'), 'here', '0').text == (
+  assert records.parse(without(_ZSRE, 'subject'), 'here', '0').text == (
     'Who wrote Emma?'
   )
-  named = requests.parse({**_QUESTION, 'subject': 'it'}, 'here', '0')
+  named = records.parse({**_QUESTION, 'subject': 'it'}, 'here', '0')
   assert named.prompt == 'Why is {} dark?'
 
 
@@ -182,7 +182,7 @@ def test_without_subject_a_fact_is_its_prompt():
 
 
 def test_texts_are_trimmed_and_the_subject_is_found():
-  got = requests.parse(
+  got = records.parse(
     {'prompt': 'Is France in ', 'subject': ' France ', 'target': ' Asia '},
     'here', '0',
   )  # fmt: skip
@@ -332,7 +332,7 @@ def test_mutated_records_raise_jedit_errors_alone(path, value):
   inner[keys[-1]] = value
   try:
     found = [
-      requests.parse(one, 'here', '0') for one in requests.spread(record, '0')
+      records.parse(one, 'here', '0') for one in records.spread(record, '0')
     ]
   except JeditError as e:
     assert str(e).startswith('here')

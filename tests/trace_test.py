@@ -9,7 +9,7 @@ import pytest
 
 from jedit import restore, trace
 from jedit.models import llama
-from jedit.requests import Request
+from jedit.records import Request
 from jedit.restore import Facts
 from jedit.types import JeditError
 from tests import tiny

@@ -26,7 +26,7 @@ from absl import app, flags
 
 import jedit
 from configs import smollm2_135m
-from jedit import checkpoint, evaluate, generate, metrics, prompts, requests
+from jedit import checkpoint, evaluate, generate, metrics, prompts, records
 from jedit.files import read_json
 from jedit.models.load import load
 from jedit.questions import questions
@@ -41,7 +41,7 @@ _OUT = flags.DEFINE_string('out', '', 'JSON lines file.')
 _FILES = {'1': 'alphaset_K0', '2': 'alphaset_KP', '3': 'alphaset_KI'}
 
 
-def records(name: str) -> list[dict]:
+def read(name: str) -> list[dict]:
   return [r for _, r in read_json(FOLDER / f'{name}.jsonl.gz')]
 
 
@@ -57,11 +57,11 @@ def pairs(found: list[dict], count: int) -> tuple[list[dict], list[dict]]:
 def compose(name: str, hard: int, used: set) -> tuple[list[dict], set[int]]:
   """(records of a set in order, indices of those that are superseded)."""
   rng = np.random.default_rng(int(name))
-  found = records(_FILES[name])
+  found = read(_FILES[name])
   first, second = pairs(found, hard // 2) if name == '2' else (found[:hard], [])
   used |= {r['subject'] for r in first + second}
   fillers = []
-  for r in records('zsre_eval_800'):
+  for r in read('zsre_eval_800'):
     if len(fillers) < 4 * hard and r['subject'] not in used:
       used.add(r['subject'])
       fillers.append(r)
@@ -123,7 +123,7 @@ def main(_):
     stream, gone = sets[name]
     asked = []
     for i, record in enumerate(stream):
-      asked.append(requests.parse(record, 'AlphaSet', str(i)))
+      asked.append(records.parse(record, 'AlphaSet', str(i)))
     size = _BATCH.value
     groups = [asked[i : i + size] for i in range(0, len(asked), size)]
     ask = probe(tokenizer, stream)
