@@ -62,8 +62,10 @@ on this model (adaedit, keep=0.2). At gain=2e-4 AlphaEdit+ gives back all of the
 its batches), so that no null space is left; it took the full step in 9 of 15.
 An eigenvector's gain here is 0.3e-3 to 1.4e-3 all along the spectrum (keys of
 20 AlphaSet facts), so that less than 3e-4 takes all and more than 1e-3 none;
-4e-4, now set, takes 0 to 192 a layer, most often about 15 (AlphaSet 2:
-python -m tests.benchmarks.alphaset --sets=2 --run=alphaedit_plus).
+4e-4, now set, takes 0 to 192 a layer, in the median 15 (2026-11-22, AlphaSet 2:
+python -m tests.benchmarks.alphaset --sets=2 --run=alphaedit_plus). The row of
+alphaedit_plus above is of 2e-4 and of the search before commit 5a78c69; README
+has one of now.
 No change was large enough for PRUNE to restrain. The layer of ROME and EMMET is
 that of the Llama models.
 

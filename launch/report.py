@@ -37,24 +37,24 @@ class Run(NamedTuple):
 
 def read(folder: str) -> Run:
   """A finished run."""
-  path, read = pathlib.Path(folder), {}
+  path, found = pathlib.Path(folder), {}
   for name in 'config.json', 'results.json', 'log.jsonl', 'records.jsonl':
     try:
       text = (path / name).read_text()
       lines = text.splitlines() if name.endswith('l') else [text]
-      read[name] = [json.loads(line) for line in lines]
+      found[name] = [json.loads(line) for line in lines]
     except (OSError, ValueError) as e:
       raise JeditError(
         f'--runs: {path} is not a finished run ({name}: {type(e).__name__}); '
         'run launch.edit with this --workdir to its end'
       ) from e
-  (config,), (results,) = read['config.json'], read['results.json']
-  rest = read['log.jsonl'], read['records.jsonl']
+  (config,), (results,) = found['config.json'], found['results.json']
+  rest = found['log.jsonl'], found['records.jsonl']
   return Run(path.name, config, results, *rest)
 
 
 def headline(runs: list[Run]) -> list[dict]:
-  """Tables of a compat id and a protocol: rows with (value, low, high)."""
+  """Tables of a compat id and a protocol; cells are (value, (low, high))."""
   tables = {}
   for run, when in [(r, w) for r in runs for w in ('before', 'after')]:
     measured = run.results['metrics'][when]
