@@ -182,6 +182,7 @@ def edit_batches(
   out = _pack(rows, [[], *before, []], batch_size)
   if not validation:
     return out
+  unseen = []
   if validation == 'test_prompts':
     most = max(len(r.paraphrases) for batch in batches for r in batch)
     ask = functools.partial(
@@ -190,22 +191,14 @@ def edit_batches(
     held = lambda r: [make(r, [])[0], *ask(r), _NOTHING]
   else:
     unseen = [[*bos, *c] for c in validation]
-    held = lambda r: _inline(make(r, unseen), unseen)
+    held = lambda r: [*make(r, unseen)[1:-1], _NOTHING]
   rows = [[held(r) for r in batch] for batch in batches]
-  held = _pack(rows, [[]] * len(rows[0][0]), batch_size)
+  prefixes = [*unseen, []] if unseen else [[]] * len(rows[0][0])
+  held = _pack(rows, prefixes, batch_size)
   return dataclasses.replace(out, validation=held)
 
 
 _NOTHING = [], 0, []
-
-
-def _inline(rows, before):
-  """The rows behind contexts, these written out; see _rows."""
-  joined = [
-    (text + ids, len(text) + lookup, target)
-    for text, (ids, lookup, target) in zip(before, rows[1:-1], strict=True)
-  ]
-  return [*joined, _NOTHING]
 
 
 def _paraphrased(tokenizer, rendering, bos, most, room, request):

@@ -52,8 +52,8 @@ class EditBatch:
     budget: static sizes (head, tail, plain, scored) of the packed layouts, at
       least the number of real tokens of each kind in any batch.
     validation: None, or rows of the same requests to choose by, that no value
-      is optimised on and no key is read from, contexts written out in `head`
-      (its own prefixes are empty; its KL row is not used).
+      is optimised on and no key is read from, with contexts of their own (no
+      plain row; the KL row is empty).
   """
 
   prefix: jax.Array

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jedit.models import transformer
-from jedit.models.transformer import Layout, Model
-from jedit.rows import crop, enter
+from jedit.models.transformer import Model
+from jedit.rows import Rows, advance, enter
 from jedit.types import EditBatch, Params
 
 
@@ -24,55 +24,43 @@ class Score(NamedTuple):
 
 
 class Held(NamedTuple):
-  """Whole validation rows, packed, and where they are scored.
+  """Where validation rows are scored.
 
   Attributes:
-    at: layout on the grid [B * R, P + S].
     token: [Q], packed index of the scored tokens.
     label: [Q].
     weight: [Q], sums to 1; 0 where nothing is scored.
   """
 
-  at: Layout
   token: jax.Array
   label: jax.Array
   weight: jax.Array
 
 
 def enter_held(
-  model: Model, params: Params, held: EditBatch
-) -> tuple[jax.Array, Held]:
-  """(hidden states at the site's entrance [M, D], Held) of the rows.
-
-  Args:
-    model: the network.
-    params: split.
-    held: rows without shared contexts (prefix_len 0), the last one unused.
-  """
-  count, per, wide = held.head.shape
-  rows = enter(model, params, held)
-  size = held.budget[0] + held.budget[1]
-  x, at = crop(rows, held, slice(0, per - 1), slice(None), size)
-  label = held.label[:, :-1]
-  share = (label >= 0).sum(-1, keepdims=True)  # target tokens of a row
+  model: Model, params: Params, batch: EditBatch
+) -> tuple[Rows, Held]:
+  """Validation rows at the site's entrance; the params are split."""
+  rows = enter(model, params, batch)
+  share = (batch.label >= 0).sum(-1, keepdims=True)  # target tokens of a row
   some = (share > 0).sum(1, keepdims=True)  # rows of a fact with any
   facts = (some > 0).sum()
-  weight = 1 / jnp.maximum(share * some * facts, 1) * (label >= 0)
-  grid = lambda x, fill: jnp.concatenate(
-    [jnp.full((count, per - 1, wide), fill, x.dtype), x], axis=-1
-  ).ravel()
-  label, weight = grid(label, -1), grid(weight, 0)
+  weight = (batch.label >= 0) / jnp.maximum(share * some * facts, 1)
+  heads = [(0, 0), (0, 0), (batch.head.shape[-1], 0)]
+  grid = lambda x, fill: jnp.pad(x, heads, constant_values=fill).ravel()
+  label, weight = grid(batch.label, -1), grid(weight, 0)
   slot = jnp.nonzero(
-    label >= 0, size=held.budget[3], fill_value=label.size
+    label >= 0, size=batch.budget[3], fill_value=label.size
   )[0]  # fmt: skip
-  token = at.token.ravel().at[slot].get(mode='fill', fill_value=size)
+  token = rows.at.token.ravel()
+  token = token.at[slot].get(mode='fill', fill_value=len(rows.x))
   take = lambda x: transformer.take(x, slot)
-  return x, Held(at, token, take(label), take(weight))
+  return rows, Held(token, take(label), take(weight))
 
 
-def score(model: Model, params: Params, x: jax.Array, held: Held) -> Score:
-  """Of rows [M, D] at the entrance of the layers above the site."""
-  x, _ = transformer.run(model, params['above'], x, held.at)
+def score(model: Model, params: Params, rows: Rows, held: Held) -> Score:
+  """Of rows at the entrance of the layers above the site."""
+  x = advance(model, params['above'], rows)[0].x
   logits = model.logits(params, transformer.take(x, held.token))
   chosen = jnp.take_along_axis(logits, held.label[:, None], -1)[:, 0]
   chance = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))

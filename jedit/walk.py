@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jedit.models import transformer
 from jedit.models.transformer import Model
-from jedit.rows import Rows, crop
+from jedit.rows import Rows, advance, crop
 from jedit.types import EditBatch, Params, Targets, apply_updates
 from jedit.validate import enter_held, score
 
@@ -47,6 +47,11 @@ class Asked(NamedTuple):
   valid: Bool[Array, 'B']
   layer: jax.Array
   score: Callable | None
+
+
+def _changed(layer: Params, delta: jax.Array) -> Params:
+  """A layer whose down-projection has got dW."""
+  return apply_updates(layer, {'mlp': {'down': {'kernel': delta}}})
 
 
 # solve(prior of the layer, Asked) -> (dW, posterior, {name: what it did})
@@ -81,9 +86,9 @@ def walk(
   other = (1 - plain_weight) / max(contexts - 1, 1)
   share = jnp.full(contexts, other).at[0].set(plain_weight)
   share = share / share.sum()
-  held_x, held = None, None
+  unseen, held = None, None
   if batch.validation is not None:
-    held_x, held = enter_held(model, params, batch.validation)
+    unseen, held = enter_held(model, params, batch.validation)
 
   def block(layer, x, at, past=None):
     attend = transformer.attention(at, x.shape[0], past)
@@ -107,17 +112,23 @@ def walk(
     value = x if targets.point == 'block' else x - mid
     return transformer.take(value, plain_lookup).astype(jnp.float32)
 
-  def validator(layer, index, x):
-    """dW -> (rows behind the layer changed by it, their Score)."""
-    mid, key, _ = block(layer, x, held.at)
-    out = model.value(layer, mid, key)
-    behind = lambda delta: out + (key @ delta).astype(out.dtype)
-    return behind, lambda delta: score(
-      model, params, rest(index + 1, behind(delta), held.at)[0], held
+  def validator(layer, index, unseen):
+    """dW -> validation rows behind the layer; dW -> their Score."""
+
+    def through(layer, rows):
+      return advance(model, jax.tree.map(lambda a: a[None], layer), rows)[0]
+
+    def onward(i, rows):
+      return through(jax.tree.map(lambda a: a[i], site), rows)
+
+    behind = lambda delta: through(_changed(layer, delta), unseen)
+    end = lambda delta: jax.lax.fori_loop(
+      index + 1, layers, onward, behind(delta)
     )
+    return behind, lambda delta: score(model, params, end(delta), held)
 
   def step(carry, xs):
-    x, before, held_x = carry
+    x, before, unseen = carry
     layer, prior, index = xs
     missing = targets.value - current(index, x)
     wrong = missing / divisor((layers - index).astype(jnp.float32))
@@ -129,20 +140,20 @@ def walk(
     keys = jnp.einsum('bcf,c->bf', every, share)
     behind, scored = None, None
     if held is not None:
-      behind, scored = validator(layer, index, held_x)
+      behind, scored = validator(layer, index, unseen)
     distance = jnp.linalg.norm(missing, axis=-1)
     asked = Asked(
       keys, every[:, 0], wrong, distance, batch.valid, index, scored
     )  # fmt: skip
     delta, prior, notes = solve(prior, asked)
-    layer = apply_updates(layer, {'mlp': {'down': {'kernel': delta}}})
+    layer = _changed(layer, delta)
     missed = jnp.linalg.norm(wrong - keys @ delta)
     residual = missed / jnp.maximum(jnp.linalg.norm(wrong), 1e-30)
     before = model.value(layer, before_mid, before_key)
-    held_x = behind(delta) if behind else None
-    carry = model.value(layer, mid, key), before, held_x
+    unseen = behind(delta) if behind else None
+    carry = model.value(layer, mid, key), before, unseen
     return carry, (delta, prior, residual, notes)
 
   xs = (site, prior, jnp.arange(layers))
-  _, out = jax.lax.scan(step, (x, rows.prefix, held_x), xs)
+  _, out = jax.lax.scan(step, (x, rows.prefix, unseen), xs)
   return out

@@ -276,7 +276,7 @@ def test_validation_rows():
   assert make(()).validation is None
   batch = make(ids[2:]).validation
   target = tokens.target_ids(tok, request.target)
-  assert batch.head.shape[2] == 2 and not batch.prefix_len.any()
+  assert batch.head.shape[2] == 2 and not batch.prefix_len[:, 1].any()
   assert batch.valid.tolist() == [[True, True, False]]
   text, label = spelled(batch, tok, (0, 1, 0))
   again = prompts.edit_batches(tok, [[request]], ids[2:], 1)

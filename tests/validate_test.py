@@ -37,7 +37,6 @@ def test_scores_are_those_of_the_whole_model():
   split = tiny.split(params)
   held = tiny.batch(4, contexts=2, seed=5, invalid=[3])
   held.label[1, 1] = -1  # a row less
-  held = dataclasses.replace(held, prefix_len=0 * held.prefix_len)
   batch = tiny.batch(4, invalid=[3])
   batch = dataclasses.replace(batch, validation=held)
   shape = split['site']['mlp']['down']['kernel'].shape
