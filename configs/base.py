@@ -120,6 +120,7 @@ def get_config(
       'requests': '',  # a file; '' is the set that jedit ships
       'num_edits': 0,  # 0: all
       'batch_size': 100,
+      'target': '',  # the field that is written; zsRE: '' (answers) or alt
       'order': 'given',  # given, shuffled
       'rendering': 'raw',  # raw, qa, chat
       # subject, last: whose last token is edited; nothing to gradient editors

@@ -5,7 +5,7 @@ candidate targets. Token ids are joined, never encoded again.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,9 +25,10 @@ class Probe(NamedTuple):
   """The questions that measure a request set.
 
   Attributes:
-    questions: candidates are (new target, old target).
+    questions: candidates are (new target, old target), or (its own answer,
+      none).
     record: int [Q], index of the request.
-    kind: int [Q], index into metrics.KINDS.
+    kind: int [Q], index into metrics.ASKED.
   """
 
   questions: Questions
@@ -36,39 +37,43 @@ class Probe(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """Of each question's candidates [Q, K], NaN where one is absent, and itself.
+  """Of each question's candidates, teacher-forced; NaN where one is absent.
 
   Attributes:
-    nll: mean -log p of its tokens.
-    correct: share of them that are the most probable ones, teacher-forced.
-    says: int32 [Q], the most probable token after the prompt.
+    nll: [Q, K], mean -log p of its tokens.
+    correct: [Q, K], share of them that are the most probable ones.
+    guess: int32 [Q, K, S], the most probable tokens, the first one right after
+      the prompt; what stands beyond the candidate's length means nothing.
   """
 
   nll: np.ndarray
   correct: np.ndarray
-  says: np.ndarray
+  guess: np.ndarray
 
 
 def probe(
   tokenizer, requests: Sequence[Request], rendering: str = 'raw'
 ) -> Probe:
-  """Rewrite, paraphrase and neighbourhood questions of each request."""
+  """All questions of each request."""
   texts, targets, record, kind = [], [], [], []
   for number, r in enumerate(requests):
-    asked = [r.text], r.paraphrases, r.neighbours
-    for which, group in enumerate(asked):
-      for text in group:
-        texts.append(text)
-        targets.append((r.target, r.old_target))
-        record.append(number)
-        kind.append(which)
+    both = r.target, r.old_target
+    asked = [('rewrite', r.text, both)]
+    asked += [('paraphrase', text, both) for text in r.paraphrases]
+    asked += [('neighbour', text, both) for text in r.neighbours]
+    asked += [(p.kind, p.prompt, (p.answers[0], None)) for p in r.probes]
+    for which, text, candidates in asked:
+      texts.append(text)
+      targets.append(candidates)
+      record.append(number)
+      kind.append(metrics.ASKED.index(which))
   q = questions(tokenizer, texts, targets, rendering)
   return Probe(q, np.array(record), np.array(kind))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
-  """Sums over a chunk's target tokens, -log p and right ones [R, K]; says."""
+  """Of a chunk: -log p, summed over target tokens [R, K], and guess."""
   rows, wide = q.prompt.shape
   count, long = q.target.shape[1:]
   slots = jnp.broadcast_to(jnp.arange(wide), q.prompt.shape)
@@ -85,8 +90,8 @@ def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
   nll = jax.nn.logsumexp(logits, -1)[:, None] - jnp.take_along_axis(
     logits, first, axis=1
   )
-  says = jnp.argmax(logits, -1)
-  correct = (says[:, None] == first).astype(jnp.float32)
+  guess = jnp.zeros(q.target.shape, jnp.int32)
+  guess = guess.at[:, :, 0].set(jnp.argmax(logits, -1)[:, None])
   if tail:
     more = jnp.arange(long)[None] < (q.target_len.reshape(-1, 1) - 1)
     start = jnp.repeat(q.prompt_len, count)[:, None]
@@ -100,11 +105,10 @@ def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
     x, _ = transformer.run(model, params['layers'], x, here, past)
     logits = model.logits(params, x)
     chosen = jnp.take_along_axis(logits, wanted[:, None], axis=1)[:, 0]
-    rest = jax.nn.logsumexp(logits, -1) - chosen
-    right = (jnp.argmax(logits, -1) == wanted).astype(jnp.float32)
-    grid = lambda a: transformer.to_grid(a, here).sum(1).reshape(rows, count)
-    nll, correct = nll + grid(rest), correct + grid(right)
-  return nll, correct, says
+    grid = lambda a: transformer.to_grid(a, here).reshape(rows, count, long)
+    nll += grid(jax.nn.logsumexp(logits, -1) - chosen).sum(-1)
+    guess = guess.at[:, :, 1:].set(grid(jnp.argmax(logits, -1))[:, :, :-1])
+  return nll, guess
 
 
 def score(
@@ -138,10 +142,16 @@ def score(
   for number, chunk in enumerate(chunks, 1):
     out.append(jax.device_get(_score(model, params, chunk, head, tail)))
     progress(min(number * rows, total))
-  parts = zip(*out, strict=True)
-  nll, correct, says = (np.concatenate(a)[:total] for a in parts)
-  tokens = np.where(questions.target_len, questions.target_len, np.nan)
-  return Scores(nll / tokens, correct / tokens, says)
+  nll, guess = (np.concatenate(a)[:total] for a in zip(*out, strict=True))
+  size = np.where(questions.target_len, questions.target_len, np.nan)
+  return Scores(nll / size, share(guess, questions.target, questions), guess)
+
+
+def share(guess: np.ndarray, tokens: np.ndarray, q: Questions) -> np.ndarray:
+  """[Q, K], of a candidate's positions, where a guess is what `tokens` says."""
+  real = np.arange(guess.shape[-1]) < q.target_len[..., None]
+  size = np.where(q.target_len, q.target_len, np.nan)
+  return (real & (guess == tokens)).sum(-1) / size
 
 
 def known(
@@ -162,11 +172,27 @@ def known(
 
 
 def by_record(
-  scores: Scores, asked: Probe, exclude: set[int] | frozenset[int] = frozenset()
+  scores: Scores,
+  asked: Probe,
+  before: np.ndarray | None = None,
+  exclude: set[int] | frozenset[int] = frozenset(),
+  tables: Mapping[str, metrics.Table] = metrics.TABLES,
 ) -> dict[str, np.ndarray]:
-  """{protocol: [N, KINDS]} of scored questions (metrics.by_record)."""
-  success = metrics.hits(asked.kind, scores.nll, scores.correct)
-  return metrics.by_record(asked.record, asked.kind, success, exclude)
+  """{table: [N, metrics]} of scored questions (metrics.by_record).
+
+  Args:
+    scores: of the questions.
+    asked: they.
+    before: the guess of the model before the edit; without it nothing can be
+      called unchanged.
+    exclude: records that are left out.
+    tables: what to fill in.
+  """
+  same = np.full(scores.nll.shape, np.nan)
+  if before is not None:
+    same = share(scores.guess, before, asked.questions)
+  found = metrics.values(asked.kind, scores.nll, scores.correct, same)
+  return metrics.by_record(asked.record, asked.kind, found, exclude, tables)
 
 
 @functools.partial(jax.jit, static_argnums=0)

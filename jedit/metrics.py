@@ -1,114 +1,189 @@
-"""Scores of edited facts: arrays in, numbers out.
+"""What is measured of edited facts: a table of metrics, arrays in, numbers out.
 
-CounterFact's three measures, each under two protocols that must never share a
-column (MEMIT's evaluation; strict accuracy as AlphaEdit's code reports it):
+A metric asks some of a record's questions and counts the answers by a protocol:
 
   probability  -log p of the wanted answer, a mean over its tokens, is below
                that of the other answer
-  argmax       every token of the wanted answer is the most probable one,
+  strict       every token of the wanted answer is the most probable one,
                teacher-forced
+  token        the share of its tokens that are
+  unchanged    the share of its positions at which the most probable token is
+               what it was before the edit; right or wrong
 
-A measure is a mean within each record, then over records, in percent. Records
-are what is drawn, so a bootstrap over them says how sure a mean is.
+Metrics come in tables, each with the id of the evaluation that it reproduces:
+numbers under different ids must never share a column. A number is a mean within
+each record, then over records, in percent. Records are what is drawn, so a
+bootstrap over them says how sure a mean is.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+ASKED = 'rewrite', 'paraphrase', 'neighbour', 'locality', 'portability'
 KINDS = 'efficacy', 'generalization', 'specificity'
-PROTOCOLS = 'probability', 'argmax'
 
 
-def score(values: Mapping[str, float | None], protocol: str) -> float | None:
-  """One number of the three: harmonic mean under probability (MEMIT), the
-  arithmetic mean under argmax (AlphaEdit+). None where one is unmeasured."""
-  parts = [values[kind] for kind in KINDS]
-  if any(p is None for p in parts):
-    return None
-  if protocol == 'argmax':
-    return float(np.mean(parts))
-  return 0.0 if min(parts) <= 0 else 3 / sum(1 / p for p in parts)
+class Metric(NamedTuple):
+  """A number: its name, the questions it asks (of ASKED), and the protocol."""
+
+  name: str
+  asked: tuple[str, ...]
+  protocol: str
 
 
-def hits(
-  kind: Sequence[int], nll: np.ndarray, correct: np.ndarray
+class Table(NamedTuple):
+  """Metrics, and the mean of those named in KINDS that is their score."""
+
+  metrics: tuple[Metric, ...]
+  mean: Literal['harmonic', 'arithmetic', ''] = ''
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    score = ('score',) if self.mean else ()
+    return tuple(m.name for m in self.metrics) + score
+
+  def score(self, values: Mapping[str, float | None]) -> float | None:
+    """None where one of the three is unmeasured."""
+    parts = [values[kind] for kind in KINDS]
+    if any(p is None for p in parts):
+      return None
+    if self.mean == 'arithmetic':
+      return float(np.mean(parts))
+    return 0.0 if min(parts) <= 0 else 3 / sum(1 / p for p in parts)
+
+
+def _three(rewrite: str, specificity: tuple[str, str]) -> tuple[Metric, ...]:
+  asked, protocol = specificity
+  return (
+    Metric('efficacy', ('rewrite',), rewrite),
+    Metric('generalization', ('paraphrase',), rewrite),
+    Metric('specificity', (asked,), protocol),
+  )
+
+
+# Whose evaluation each is, and what else is to be known of it: README.
+TABLES = {
+  'memit-2022': Table(
+    _three('probability', ('neighbour', 'probability')), 'harmonic'
+  ),
+  'jedit': Table(
+    (
+      *_three('strict', ('neighbour', 'strict')),
+      Metric('locality', ('locality',), 'unchanged'),
+      Metric('portability', ('portability',), 'strict'),
+    ),
+    'arithmetic',
+  ),
+  'alphaedit-2025': Table(_three('token', ('locality', 'token'))),
+  'alphaedit-plus-2026': Table(
+    _three('token', ('neighbour', 'strict')), 'arithmetic'
+  ),
+  'easyedit-token': Table(
+    (
+      Metric('rewrite_acc', ('rewrite',), 'token'),
+      Metric('rephrase_acc', ('paraphrase',), 'token'),
+      Metric('locality', ('locality', 'neighbour'), 'unchanged'),
+      Metric('portability', ('portability',), 'token'),
+    )
+  ),
+}
+
+
+def values(
+  kind: Sequence[int], nll: np.ndarray, correct: np.ndarray, same: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Success of each question, float [Q], under both protocols; NaN unmeasured.
+  """{protocol: [Q]}, what each question counts, 0 to 1; NaN unmeasured.
 
   Args:
-    kind: index into KINDS of each question.
-    nll: [Q, 2], per-token -log p of (new target, old target); NaN if absent.
+    kind: index into ASKED of each question.
+    nll: [Q, 2], per-token -log p of (wanted answer, other answer), where a
+      neighbour's wanted one is the other; NaN if absent.
     correct: [Q, 2], share of tokens that are the argmax; NaN if absent.
+    same: [Q, 2], share of positions whose argmax was the same before; NaN if
+      absent, or nothing was before.
   """
-  keep = np.asarray(kind) == KINDS.index('specificity')
-  new, old = nll.T
-  margin = np.where(keep, new - old, old - new)
+  keep = np.asarray(kind) == ASKED.index('neighbour')
+  wanted = lambda x: np.where(keep, x[:, 1], x[:, 0])
+  margin = np.where(keep, -1, 1) * (nll[:, 1] - nll[:, 0])
   return {
     'probability': np.where(np.isnan(margin), np.nan, margin > 0),
-    'argmax': np.floor(np.where(keep, correct[:, 1], correct[:, 0])),  # all
+    'strict': np.floor(wanted(correct)),
+    'token': wanted(correct),
+    'unchanged': wanted(same),
   }
 
 
 def by_record(
   record: Sequence[int],
   kind: Sequence[int],
-  success: Mapping[str, np.ndarray],
+  found: Mapping[str, np.ndarray],
   exclude: frozenset[int] | set[int] = frozenset(),
+  tables: Mapping[str, Table] = TABLES,
 ) -> dict[str, np.ndarray]:
-  """{protocol: [N, KINDS]}, percent of each record's questions; NaN unmeasured.
+  """{table: [N, metrics]}, percent of each record's questions; NaN unmeasured.
 
   Args:
     record: index of each question's record.
-    kind: index into KINDS of each question.
-    success: what `hits` returned.
+    kind: index into ASKED of each question.
+    found: what `values` returned.
     exclude: records that are left out (facts overwritten later).
+    tables: what to fill in.
   """
   record, kind = np.asarray(record), np.asarray(kind)
-  out = {}
-  for protocol in PROTOCOLS:
-    flags = success[protocol]
-    use = ~np.isnan(flags) & ~np.isin(record, list(exclude))
-    total, count = np.zeros((2, record.max(initial=-1) + 1, len(KINDS)))
-    np.add.at(total, (record[use], kind[use]), 100 * flags[use])
-    np.add.at(count, (record[use], kind[use]), 1)
-    out[protocol] = total / np.where(count, count, np.nan)
-  return out
+  count = record.max(initial=-1) + 1
 
+  def column(metric):
+    flags = found[metric.protocol]
+    asked = np.isin(kind, [ASKED.index(a) for a in metric.asked])
+    use = asked & ~np.isnan(flags) & ~np.isin(record, list(exclude))
+    times = np.bincount(record[use], minlength=count)
+    total = np.bincount(record[use], 100 * flags[use], minlength=count)
+    return total / np.where(times, times, np.nan)
 
-def _row(total: np.ndarray, count: np.ndarray, protocol: str) -> dict:
-  """{kind: mean, 'score'} of sums [KINDS] over `count` records."""
-  pairs = zip(KINDS, total, count, strict=True)
-  row = {name: float(t / n) if n else None for name, t, n in pairs}
-  return row | {'score': score(row, protocol)}
-
-
-def counterfact(
-  found: Mapping[str, np.ndarray],
-) -> dict[str, dict[str, float | None]]:
-  """{protocol: {*KINDS, score}} in percent, of what `by_record` returned."""
   return {
-    p: _row(np.nansum(x, axis=0), np.sum(~np.isnan(x), axis=0), p)
-    for p, x in found.items()
+    name: np.stack([column(m) for m in table.metrics], axis=-1)
+    for name, table in tables.items()
+  }
+
+
+def _row(table: Table, total: np.ndarray, count: np.ndarray) -> dict:
+  """{name: mean} of sums [metrics] over `count` records, and the score."""
+  parts = zip(table.metrics, total, count, strict=True)
+  row = {m.name: float(t / n) if n else None for m, t, n in parts}
+  return row | {'score': table.score(row)} if table.mean else row
+
+
+def summary(
+  found: Mapping[str, np.ndarray], tables: Mapping[str, Table] = TABLES
+) -> dict[str, dict[str, float | None]]:
+  """{table: {name: percent}} of what `by_record` returned."""
+  return {
+    name: _row(tables[name], np.nansum(x, axis=0), np.sum(~np.isnan(x), axis=0))
+    for name, x in found.items()
   }
 
 
 def intervals(
-  found: Mapping[str, np.ndarray], draws: int = 2000, seed: int = 0
+  found: Mapping[str, np.ndarray],
+  tables: Mapping[str, Table] = TABLES,
+  draws: int = 2000,
+  seed: int = 0,
 ) -> dict[str, dict[str, tuple[float, float] | None]]:
-  """{protocol: {*KINDS, score: (low, high)}}, 95 % bootstrap over records."""
+  """{table: {name: (low, high)}}, 95 % bootstrap over records."""
   out = {}
-  for protocol, x in found.items():
+  for key, x in found.items():
     x = x[~np.isnan(x).all(axis=1)]
     some, x = ~np.isnan(x), np.nan_to_num(x)
     rng, rows = np.random.default_rng(seed), []
     for _ in range(draws if len(x) else 0):
       times = np.bincount(rng.integers(0, len(x), len(x)), minlength=len(x))
-      rows.append(_row(times @ x, times @ some, protocol))
+      rows.append(_row(tables[key], times @ x, times @ some))
     row = {}
-    for name in (*KINDS, 'score'):
+    for name in tables[key].names:
       seen = [r[name] for r in rows if r[name] is not None]
       ends = np.percentile(seen, [2.5, 97.5]) if seen else None
       row[name] = None if ends is None else tuple(map(float, ends))
-    out[protocol] = row
+    out[key] = row
   return out

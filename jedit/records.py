@@ -14,6 +14,20 @@ from typing import NamedTuple
 from jedit.types import JeditError
 
 
+class Probe(NamedTuple):
+  """A question beside an edit, with answers of its own.
+
+  Attributes:
+    kind: locality (must stay as it is) or portability (follows from the edit).
+    prompt: text, ending where the answer starts.
+    answers: what is right; the first one is scored teacher-forced.
+  """
+
+  kind: str
+  prompt: str
+  answers: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
   """One fact to write. What a record lacks is None or empty, and unmeasured.
@@ -29,6 +43,7 @@ class Request:
     paraphrases: other wordings of the filled prompt.
     neighbours: prompts whose answer is `old_target` and must stay.
     openings: prompts for free generation.
+    probes: questions with answers of their own.
   """
 
   id: str
@@ -40,6 +55,7 @@ class Request:
   paraphrases: tuple[str, ...] = ()
   neighbours: tuple[str, ...] = ()
   openings: tuple[str, ...] = ()
+  probes: tuple[Probe, ...] = ()
 
   @property
   def text(self) -> str:
@@ -114,7 +130,9 @@ _LAYOUTS = {
     'prompt', 'subject', 'target_new', 'target_true', 'relation_id',
     'paraphrase_prompts', 'neighborhood_prompts', 'generation_prompts',
   ),
-  'src': _Layout('src', 'subject', 'answers', paraphrases='rephrase'),
+  'src': _Layout(  # zsRE
+    'src', 'subject', 'answers', 'answers', paraphrases='rephrase'
+  ),
   'question': _Layout(
     'question', 'subject', 'answer', paraphrases='para_question'
   ),
@@ -157,6 +175,77 @@ def _neighbours(record: dict, key: str, old: str | None, where: str):
   return _strings({key: given}, key, where)
 
 
+# Questions of their own and their answers, by the names of published layouts.
+_PAIRS = (
+  ('locality', 'loc', 'loc_ans'),  # zsRE
+  ('locality', 'locality_prompt', 'locality_ground_truth'),  # EasyEdit
+  ('locality', 'locality', 'answer'),
+  ('portability', 'portability', 'answer'),
+  ('portability', 'questions', 'new_answer'),  # MQuAKE
+  ('portability', 'sub_question', 'sub_answer'),  # UnKE
+)
+_ASKS = 'prompt', 'loc', 'New Question'
+_TELLS = 'ground_truth', 'answer', 'answers', 'loc_ans', 'New Answer'
+
+
+def _texts(value: object) -> Iterator[str]:
+  """The texts in nested lists that say something."""
+  if isinstance(value, str):
+    yield from [value.strip()] if value.strip() else []
+  elif isinstance(value, list):
+    for v in value:
+      yield from _texts(v)
+  elif value is not None:
+    raise ValueError(value)
+
+
+def _pairs(value: object, answer: object) -> Iterator[tuple[object, object]]:
+  """(question, answers) of KnowEdit's {name: [...]}, of lists, of one."""
+  if isinstance(value, dict):
+    asks = next((value[k] for k in _ASKS if k in value), None)
+    tells = next((value[k] for k in _TELLS if k in value), None)
+    if asks is not None:
+      yield asks, tells
+      return
+    for part in value.values():
+      yield from _pairs(part, None)
+  elif isinstance(value, list):
+    matched = isinstance(answer, list) and len(answer) == len(value)
+    for i, part in enumerate(value):
+      one = isinstance(part, list) and len(part) == 2
+      told = part[1] if one else answer[i] if matched else answer
+      yield from [(part[0], told)] if one else _pairs(part, told)
+  elif value is not None:
+    yield value, answer
+
+
+def _probes(
+  record: dict, neighbours: tuple[str, ...], target: str, where: str
+) -> tuple[Probe, ...]:
+  """Questions with answers of their own; those without an answer are none."""
+  found = []
+  sources = [(kind, ask, record.get(tell)) for kind, ask, tell in _PAIRS]
+  if 'src' in record and target != 'alt':  # zsRE's follow from its alt
+    sources = [s for s in sources if s[0] != 'portability']
+  if isinstance(record.get('neighborhood_prompts'), list):  # PEAK's pairs
+    own = [p for p in record['neighborhood_prompts'] if isinstance(p, list)]
+    record = {**record, 'neighborhood_prompts': own}
+    sources.append(('locality', 'neighborhood_prompts', None))
+  for kind, ask, tell in sources:
+    try:
+      for question, answers in _pairs(record.get(ask), tell):
+        prompt, told = ' '.join(_texts(question)), tuple(_texts(answers))
+        if ask == 'loc' and prompt:
+          prompt += '?'  # as MEMIT's loader asks it
+        if prompt and told and prompt not in neighbours:
+          found.append(Probe(kind, prompt, told))
+    except ValueError as e:
+      raise JeditError(
+        f'{where}: "{ask}" is not made of questions and answers: {e}'
+      ) from e
+  return tuple(dict.fromkeys(found))
+
+
 def spread(record: object, id: str) -> Iterator[object]:
   """A record for each edit of one that asks for several.
 
@@ -171,7 +260,10 @@ def spread(record: object, id: str) -> Iterator[object]:
   id = record.get('case_id', record.get('id', id))
   if isinstance(edits, list):
     for number, edit in enumerate(edits):
-      yield {**record, 'case_id': f'{id}.{number}', 'requested_rewrite': edit}
+      new = {'case_id': f'{id}.{number}', 'requested_rewrite': edit}
+      if number < len(edits) - 1:
+        new['questions'] = None  # they ask for all edits together
+      yield {**record, **new}
   elif isinstance(triples, (dict, list)) and 'prompt' not in record:
     triples = [triples] if isinstance(triples, dict) else triples
     for number, triple in enumerate(triples):
@@ -195,8 +287,16 @@ def _inside(value: object, *names: str) -> object:
   return value
 
 
-def parse(record: object, where: str, id: str) -> Request:
-  """Request of one record; JeditError names `where` and the field."""
+def parse(record: object, where: str, id: str, target: str = '') -> Request:
+  """Request of one record.
+
+  Args:
+    record: what JSON gave.
+    where: named by errors, with the field.
+    id: if it has none of its own.
+    target: the field that is written, of a layout that offers several (zsRE:
+      alt, with answers as the old target); '' is its usual one.
+  """
   if not isinstance(record, dict):
     raise JeditError(
       f'{where}: a record is a JSON object with prompt and target'
@@ -204,6 +304,9 @@ def parse(record: object, where: str, id: str) -> Request:
   id = str(record.get('case_id', record.get('id', id)))
   where = f'{where} (record {id})'
   layout = next((_LAYOUTS[k] for k in _LAYOUTS if k in record), _OWN)
+  layout = layout._replace(target=target or layout.target)
+  if layout.target == layout.old_target:
+    layout = layout._replace(old_target='')
   inner = record
   if 'requested_rewrite' in record:
     inner = record['requested_rewrite']
@@ -216,7 +319,7 @@ def parse(record: object, where: str, id: str) -> Request:
     raise JeditError(
       f'{where}: "answers" is not a list with one answer or more'
     )
-  prompt, subject, target, old, relation = (
+  prompt, subject, new, old, relation = (
     _present(inner, names) for names in layout[:5]
   )
   probes = (_present(record, names) for names in layout[5:])
@@ -234,10 +337,11 @@ def parse(record: object, where: str, id: str) -> Request:
     id,
     _template(_string(inner, prompt, where), subject, where),
     subject,
-    _string(inner, target, where).strip(),
+    _string(inner, new, where).strip(),
     old,
     optional(relation),
     wordings,
     beside,
     opening,
+    _probes(record, beside, target, where),
   )

@@ -16,13 +16,14 @@ from jedit.types import JeditError
 
 
 def read(
-  path: str | os.PathLike, on_bad_request: str = 'error'
+  path: str | os.PathLike, on_bad_request: str = 'error', target: str = ''
 ) -> tuple[list[Request], list[str]]:
   """Requests of a file, and the reasons for those that were left out.
 
   Args:
     path: JSON lines or a JSON list, gzip or not.
     on_bad_request: 'error' stops at the first bad record, 'skip' lists it.
+    target: the field that is written (records.parse); '' is the usual one.
 
   Raises:
     JeditError: naming file, line, record and field.
@@ -35,7 +36,7 @@ def read(
       try:
         if isinstance(one, JeditError):
           raise one
-        out.append(parse(one, where, str(number)))
+        out.append(parse(one, where, str(number), target))
       except JeditError as e:
         if on_bad_request != 'skip':
           raise
@@ -93,10 +94,10 @@ def batched(
         chosen[new.fact] = new
       elif on_collision == 'merge' and old.target == new.target:
         warnings.append(f'record {new.id} is merged into record {old.id}')
+        parts = 'paraphrases', 'neighbours', 'openings', 'probes'
+        both = {p: getattr(old, p) + getattr(new, p) for p in parts}
         chosen[new.fact] = dataclasses.replace(
-          old,
-          paraphrases=tuple(dict.fromkeys(old.paraphrases + new.paraphrases)),
-          neighbours=tuple(dict.fromkeys(old.neighbours + new.neighbours)),
+          old, **{p: tuple(dict.fromkeys(asked)) for p, asked in both.items()}
         )
       else:
         raise JeditError(

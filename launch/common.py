@@ -125,7 +125,7 @@ def command() -> str:
 
 def read_requests(config: ConfigDict, path, loaded: Loaded):
   """(requests that a run edits, in its order; why others were left out)."""
-  asked, skipped = requests.read(path, config.on_bad_request)
+  asked, skipped = requests.read(path, config.on_bad_request, config.target)
   if config.on_bad_request == 'skip':
     room = loaded.model.config.context_length - generate.CONTEXT_TOKENS
     asked, more = prompts.usable(

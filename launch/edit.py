@@ -29,7 +29,6 @@ def run(
   config: ConfigDict,
   workdir: str = '',
   loaded: Loaded | None = None,
-  before: dict | None = None,
 ) -> None:
   """The whole job, from config to run folder.
 
@@ -37,7 +36,6 @@ def run(
     config: of the run.
     workdir: its folder; '' makes a new one.
     loaded: config.model, where it is open already.
-    before: what an earlier run measured of the same model and requests.
   """
   method.check(config)
   path = config.requests or common.FACTS
@@ -95,13 +93,11 @@ def run(
   editor = method.build(config, loaded, moment)
 
   judge = measure.measurer(loaded, asked, config.rendering)
-  before = folder.remembered(
-    home / 'before.json', lambda: before or judge.whole(params, 'before')
-  )
+  before = judge.before(params, base_hash)
   del params
-  out = stream.run(config, loaded, editor, split, batches, judge, home)
+  out = stream.run(config, loaded, editor, split, batches, judge, before, home)
   edited = jax.device_get(jedit.join(out.params))
-  after = judge.whole(edited, 'after')
+  after = judge.after(edited, before)
   checkpoint.write_edit(
     home / 'edits',
     _kernel(jedit.split(loaded.params, lo, hi)),

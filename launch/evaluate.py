@@ -9,9 +9,8 @@ import json
 import jax
 import jax.numpy as jnp
 
-from jedit import metrics
 from jedit.models.load import load
-from launch import common, measure
+from launch import common, folder, measure
 
 _CONFIG = common.config_flag()
 
@@ -26,20 +25,13 @@ def main(_):
     common.say(f'skipped: {line}')
   params = jax.tree.map(jnp.asarray, loaded.params)
   judge = measure.measurer(loaded, asked, config.rendering)
-  table = judge.table(params, source)
+  measured = judge.after(params, None).metrics
   common.say(
-    f'{source}, {len(asked)} records of {path}, percent (95 % interval)'
+    f'{source}, {len(asked)} records of {path}: percent, and their 95 % '
+    'intervals, by the evaluation that is named'
   )
-  for protocol in metrics.PROTOCOLS:
-    row, ends = table['counterfact'][protocol], table['intervals'][protocol]
-    cells = ', '.join(
-      f'{k} -'
-      if v is None
-      else '{} {:.2f} ({:.1f}-{:.1f})'.format(k, v, *ends[k])
-      for k, v in row.items()
-    )
-    common.say(f'CounterFact, {protocol}: {cells}')
-  common.say(json.dumps({'metrics': table, 'compat': 'memit-2022'}))
+  folder.show_metrics({'it': measured})
+  common.say(json.dumps({'metrics': measured, 'compat': 'memit-2022'}))
 
 
 if __name__ == '__main__':

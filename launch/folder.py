@@ -7,11 +7,12 @@ import platform
 import statistics
 import time
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jedit import checkpoint, metrics, requests
 from jedit.types import JeditError
-from launch import common
+from launch import common, measure
 
 SCHEMA = 1
 
@@ -104,19 +105,20 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
     stats_seconds: what the second moments took.
   """
   rates = [e['seconds'] / e['facts'] for e in out.log if e['facts']]
-  said = zip(judge.shown(), before['said'], after['said'], strict=True)
+  said = zip(judge.shown(), before.said, after.said, strict=True)
   return {
     'schema_version': SCHEMA,
     'model': config.model,
     'method': config.method,
     'num_edits': len(judge.asked),
     'batch_size': config.batch_size,
-    'metrics': {'before': before['metrics'], 'after': after['metrics']},
+    'metrics': {'before': before.metrics, 'after': after.metrics},
+    'rendering': config.rendering,
     'timing': {
       'edit_seconds_per_fact': statistics.median(rates),
       'compile_seconds': out.compile_seconds,
       'stats_seconds': stats_seconds,
-      'evaluate_seconds': before['seconds'] + after['seconds'],
+      'evaluate_seconds': before.seconds + after.seconds,
       'per_batch_seconds': [e['seconds'] for e in out.log],
     },
     'schedule': 'final',
@@ -136,41 +138,60 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
 
 
 def write_records(path: pathlib.Path, judge, before, after) -> None:
-  """records.jsonl: each record's measures before and after.
+  """records.jsonl: each record's metrics before and after, by table.
 
   "says" is the most probable token after the prompt.
   """
   lines = []
   for number, request in enumerate(judge.asked):
     line = {'id': request.id, 'prompt': request.text, 'target': request.target}
-    for when, found in (('before', before), ('after', after)):
-      line[when] = {'says': found['says'][number]} | {
-        protocol: dict(zip(metrics.KINDS, rows[number], strict=True))
-        for protocol, rows in found['records'].items()
-      }
+    for when, measured in (('before', before), ('after', after)):
+      line[when] = {'says': measured.says[number]}
+      for name, rows in measured.found.items():
+        row = zip(metrics.TABLES[name].metrics, rows[number], strict=True)
+        line[when][name] = {
+          m.name: None if np.isnan(v) else float(v) for m, v in row
+        }
     lines.append(json.dumps(line) + '\n')
   checkpoint.write_text(path, ''.join(lines))
 
 
-def show(results: dict) -> None:
-  """The table before/after, the protocol beside every number."""
-  measured = results['metrics']
-  common.say(f'\n{results["num_edits"]} facts, {results["method"]}, percent:')
-  names = *metrics.KINDS, 'score'
-  common.say(f'{"CounterFact":<28}' + ''.join(f'{n:>16}' for n in names))
-  show_row = lambda name, row, write: common.say(
-    f'{name:<28}'
-    + ''.join(f'{"-" if row[n] is None else write(row[n]):>16}' for n in names)
-  )
-  means = {'probability': 'harmonic', 'argmax': 'arithmetic'}
-  for protocol, mean in means.items():
-    for when in 'before', 'after':
-      row, ends = (
-        measured[when][k][protocol] for k in ('counterfact', 'intervals')
+def tables(measured: dict) -> dict[str, dict]:
+  """The tables of metrics["before"] or ["after"] that are worth a look.
+
+  MEMIT's and ours, if anything of them was measured; others, if all was.
+  """
+  if 'tables' not in measured:
+    raise JeditError('this run is of an earlier jedit: make it again')
+  return {
+    name: row
+    for name, row in measured['tables'].items()
+    if name in measure.COUNTERFACT.values() or None not in row.values()
+  }
+
+
+def show_metrics(found: dict[str, dict]) -> None:
+  """Tables of {when: metrics}, the id of the evaluation above each."""
+  last = tables(list(found.values())[-1])
+  for table, row in last.items():
+    names = [n for n, cell in row.items() if cell]
+    common.say(f'\n{table:<12}' + ''.join(f'{n:>22}' for n in names))
+    for when, measured in found.items():
+      cells = (measured['tables'].get(table, {}).get(n) for n in names)
+      shown = (
+        '{:.2f} ({:.1f}-{:.1f})'.format(*cell) if cell else '-'
+        for cell in cells
       )
-      show_row(f'{protocol}, {when}', row, lambda v: f'{v:.2f}')
-      show_row('  95 % interval', ends, lambda v: f'{v[0]:.1f}-{v[1]:.1f}')
-    common.say(f'{"":<28}score: {mean} mean of the three')
+      common.say(f'  {when:<10}' + ''.join(f'{text:>22}' for text in shown))
+
+
+def show(results: dict) -> None:
+  """The tables before and after, and what the model says."""
+  common.say(
+    f'\n{results["num_edits"]} facts, {results["method"]}: percent, and their '
+    '95 % intervals, by the evaluation that is named'
+  )
+  show_metrics(results['metrics'])
   left = results.get('overwritten')
   if left:
     common.say(f'{left} facts were overwritten by later ones; not scored')

@@ -1,75 +1,130 @@
-"""What a run measures of a model: CounterFact's table, and what it says."""
+"""What a run measures of a model: tables of metrics, and what it says."""
 
+import dataclasses
 import time
+import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from jedit import evaluate, generate, metrics, requests
+from jedit import checkpoint, evaluate, generate, metrics, requests, stats
 from jedit.models.load import Loaded
 from jedit.records import Request
-from jedit.types import Params
+from jedit.types import JeditError, Params
 from launch import common
 
 _SHOWN, _LENGTH = 3, 16  # prompts continued, tokens each
+_FORM = '1'  # of what is kept of the base model; older files are left alone
+# Where results.json keeps CounterFact's measures, and whose they are.
+COUNTERFACT = {'probability': 'memit-2022', 'argmax': 'jedit'}
 
 
-class Measurer(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """Of one model.
+
+  Attributes:
+    found: {table: [N, metrics]}, percent of each record; NaN unmeasured.
+    says: the most probable token after each request's prompt.
+    said: continuations of the prompts that are shown.
+    guess: what `unchanged` is held against (evaluate.Scores).
+    seconds: what it took.
+  """
+
+  found: dict[str, np.ndarray]
+  says: list[str]
+  said: list[str]
+  guess: np.ndarray
+  seconds: float
+
+  @property
+  def metrics(self) -> dict:
+    """What results.json says of it."""
+    return _metrics(self.found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurer:
   """The questions of a request set, ready for any params of the model."""
 
   loaded: Loaded
   asked: Sequence[Request]
   probe: evaluate.Probe
 
-  def table(self, params: Params, name: str) -> dict:
-    """The table of CounterFact's measures, and its intervals."""
-    return _table(self.records(params, name)[0])
-
-  def records(self, params: Params, name: str):
-    """({protocol: [N, KINDS]}, the most probable token after each request).
-
-    NaN for facts that later ones overwrite.
-    """
-    with common.bar(len(self.probe.kind), f'evaluation {name}', 'prompt') as b:
-      scores = evaluate.score(
-        self.loaded.model,
-        params,
-        self.probe.questions,
-        progress=common.ticker(b),
-      )
-    gone = requests.overwritten(self.asked)
-    says = scores.says[self.probe.kind == 0]  # one rewrite prompt a record
-    decode = self.loaded.tokenizer.decode
-    found = evaluate.by_record(scores, self.probe, gone)
-    return found, [decode([i]) for i in says.tolist()]
-
-  def whole(self, params: Params, name: str) -> dict:
-    """The table and what it is of, what the model says, and seconds."""
+  def before(self, params: Params, base_hash: str) -> Measured:
+    """Of the base model; kept in the cache, where any run finds it."""
+    asked = [checkpoint.digest(a.tobytes()) for a in self.probe.questions]
+    key = checkpoint.digest(' '.join([_FORM, base_hash, *asked]).encode())
+    path = common.cache_dir() / 'scores' / f'{key}.npz'
     start = time.perf_counter()
-    found, says = self.records(params, name)
-    model, _, _, tokenizer = self.loaded
-    said = generate.complete(model, params, tokenizer, self.shown(), _LENGTH)
-    seconds = time.perf_counter() - start
-    return {
-      'metrics': _table(found),
-      'records': {
-        p: np.where(np.isnan(x), None, x).tolist() for p, x in found.items()
-      },
-      'says': says,
-      'said': said,
-      'seconds': seconds,
-    }
+    try:
+      with np.load(path) as f:
+        scores = evaluate.Scores(*(f[n] for n in evaluate.Scores._fields))
+        said = f['said'].tolist()
+      common.say(f'scores of the base model: {path}')
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      scores, said = self._run(params, 'before')
+      stats.save_arrays(path, **scores._asdict(), said=said)
+    return self._measured(scores, said, None, start)
+
+  def after(self, params: Params, before: Measured | None) -> Measured:
+    """Of an edited model."""
+    start = time.perf_counter()
+    return self._measured(*self._run(params, 'after'), before, start)
+
+  def table(self, params: Params, before: Measured, name: str) -> dict:
+    """What results.json says of a model on the way."""
+    return _metrics(self._found(self._scores(params, name), before))
 
   def shown(self) -> list[str]:
     """The prompts that are continued."""
     return [r.text for r in self.asked[:_SHOWN]]
 
+  def _run(self, params, name):
+    model, _, _, tokenizer = self.loaded
+    said = generate.complete(model, params, tokenizer, self.shown(), _LENGTH)
+    return self._scores(params, name), said
 
-def _table(found: dict[str, np.ndarray]) -> dict:
+  def _scores(self, params, name):
+    with common.bar(len(self.probe.kind), f'evaluation {name}', 'prompt') as b:
+      return evaluate.score(
+        self.loaded.model,
+        params,
+        self.probe.questions,
+        progress=common.ticker(b),
+      )
+
+  def _found(self, scores, before):
+    gone = requests.overwritten(self.asked)
+    then = before.guess if before else None
+    return evaluate.by_record(scores, self.probe, then, gone)
+
+  def _measured(self, scores, said, before, start) -> Measured:
+    first = scores.guess[self.probe.kind == 0, 0, 0]  # one rewrite a record
+    says = [self.loaded.tokenizer.decode([i]) for i in first.tolist()]
+    found = self._found(scores, before)
+    seconds = time.perf_counter() - start
+    return Measured(found, says, said, scores.guess, seconds)
+
+
+def _metrics(found: dict[str, np.ndarray]) -> dict:
+  """The part "before" or "after" of results.json's metrics."""
+  means, ends = metrics.summary(found), metrics.intervals(found)
+  names = *metrics.KINDS, 'score'
+  part = lambda rows: {
+    p: {n: rows[t][n] for n in names} for p, t in COUNTERFACT.items()
+  }
+  tables = {
+    table: {
+      n: None if v is None else [v, *ends[table][n]] for n, v in row.items()
+    }
+    for table, row in means.items()
+    if any(v is not None for v in row.values())
+  }
   return {
-    'counterfact': metrics.counterfact(found),
-    'intervals': metrics.intervals(found),
+    'counterfact': part(means),
+    'intervals': part(ends),
+    'tables': tables,
   }
 
 
@@ -78,4 +133,13 @@ def measurer(
 ) -> Measurer:
   """The Measurer of a request set."""
   probe = evaluate.probe(loaded.tokenizer, asked, rendering)
+  room = loaded.model.config.context_length
+  q = probe.questions
+  long = q.prompt_len + q.target_len.max(-1)
+  if (long > room).any():
+    worst = asked[probe.record[long.argmax()]]
+    raise JeditError(
+      f'record {worst.id}: a question and its answer have {long.max()} tokens, '
+      f'the model takes {room}: shorten or remove it'
+    )
   return Measurer(loaded, asked, probe)

@@ -7,7 +7,6 @@ number stands with its protocol and its 95 % interval; runs that were scored
 under different compat ids are in different tables.
 """
 
-import itertools
 import json
 import pathlib
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from absl import flags
 
 from jedit import checkpoint, metrics
 from jedit.types import JeditError
-from launch import common, picture
+from launch import common, folder, measure, picture
 
 _RUNS = flags.DEFINE_list('runs', None, 'Run folders.', required=True)
 _OUT = flags.DEFINE_string('out', 'report.html', 'The page.')
@@ -35,9 +34,9 @@ class Run(NamedTuple):
   records: list[dict]
 
 
-def read(folder: str) -> Run:
+def read(where: str) -> Run:
   """A finished run."""
-  path, found = pathlib.Path(folder), {}
+  path, found = pathlib.Path(where), {}
   for name in 'config.json', 'results.json', 'log.jsonl', 'records.jsonl':
     try:
       text = (path / name).read_text()
@@ -54,15 +53,15 @@ def read(folder: str) -> Run:
 
 
 def headline(runs: list[Run]) -> list[dict]:
-  """Tables of a compat id and a protocol; cells are (value, (low, high))."""
+  """Tables of a compat id and a rendering; cells are (value, low, high)."""
   tables = {}
   for run, when in [(r, w) for r in runs for w in ('before', 'after')]:
-    measured = run.results['metrics'][when]
+    measured = run.results['metrics'][when]['tables']
     name = run.name if when == 'after' else f'{run.config["model"]}, unedited'
-    for protocol in metrics.PROTOCOLS:
-      table = tables.setdefault((run.results['compat'], protocol), {})
-      row, ends = (measured[k][protocol] for k in ('counterfact', 'intervals'))
-      cells = [(row[k], ends[k]) for k in (*metrics.KINDS, 'score')]
+    for key in folder.tables(run.results['metrics']['after']):
+      table = tables.setdefault((key, run.results['rendering']), {})
+      row = measured.get(key, {})
+      cells = [row.get(n) for n in metrics.TABLES[key].names]
       known = name in table and table[name]['cells'] != cells
       if known and when == 'before':  # of other requests
         name = f'{name} ({run.name})'
@@ -75,8 +74,13 @@ def headline(runs: list[Run]) -> list[dict]:
         'norm': max(run.log[-1]['norm_ratio']) if when == 'after' else None,
       }
   return [
-    {'compat': compat, 'protocol': protocol, 'rows': list(rows.values())}
-    for (compat, protocol), rows in tables.items()
+    {
+      'compat': compat,
+      'rendering': rendering,
+      'table': metrics.TABLES[compat],
+      'rows': list(rows.values()),
+    }
+    for (compat, rendering), rows in tables.items()
   ]
 
 
@@ -89,11 +93,10 @@ def curves(runs: list[Run]) -> dict:
     ),
     'share of value targets reached': lambda e: e['reached'] / e['facts'],
   }
-  scored = lambda protocol, kind: (
-    lambda e: e['metrics']['counterfact'][protocol][kind]
-  )
-  for protocol, kind in itertools.product(metrics.PROTOCOLS, metrics.KINDS):
-    heights[f'{kind} by {protocol}, percent'] = scored(protocol, kind)
+  scored = lambda table, name: lambda e: e['metrics']['tables'][table][name][0]
+  for key in measure.COUNTERFACT.values():
+    for metric in metrics.TABLES[key].metrics:
+      heights[f'{key}: {metric.name}, percent'] = scored(key, metric.name)
   out = {}
   for title, height in heights.items():
     lines = {}
@@ -102,7 +105,7 @@ def curves(runs: list[Run]) -> dict:
       for entry in run.log:
         try:
           points.append((entry['num_edits'], height(entry)))
-        except (KeyError, ZeroDivisionError):
+        except (KeyError, TypeError, ZeroDivisionError):
           continue  # not measured there
       if points:
         lines[run.name] = tuple(zip(*points, strict=True))
@@ -113,7 +116,7 @@ def curves(runs: list[Run]) -> dict:
 
 def failed(run: Run) -> tuple[list[dict], int]:
   """(the first records that were not learnt, how many there are)."""
-  lost = [r for r in run.records if r['after']['argmax']['efficacy'] == 0]
+  lost = [r for r in run.records if r['after']['jedit']['efficacy'] == 0]
   return lost[:_FAILED], len(lost)
 
 
@@ -125,7 +128,6 @@ def render(runs: list[Run]) -> str:
   return environment.from_string(_PAGE.read_text()).render(
     runs=runs,
     tables=headline(runs),
-    kinds=(*metrics.KINDS, 'score'),
     pictures={t: picture.curve(lines) for t, lines in curves(runs).items()},
     failed={run.name: failed(run) for run in runs},
     pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
@@ -133,11 +135,11 @@ def render(runs: list[Run]) -> str:
 
 
 def main(_):
-  names = [pathlib.Path(folder).name for folder in _RUNS.value]
+  names = [pathlib.Path(run).name for run in _RUNS.value]
   twice = {name for name in names if names.count(name) > 1}
   if twice:
     raise JeditError(f'--runs: two are called {sorted(twice)[0]}; rename one')
-  page = render([read(folder) for folder in _RUNS.value])
+  page = render([read(run) for run in _RUNS.value])
   checkpoint.write_text(pathlib.Path(_OUT.value), page)
   common.say(f'written: {_OUT.value}')
 

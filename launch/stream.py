@@ -21,7 +21,7 @@ from jedit.models.load import Loaded
 from jedit.types import EditBatch, Editor, JeditError, Params
 from launch import common
 from launch.folder import Log
-from launch.measure import Measurer
+from launch.measure import Measured, Measurer
 
 
 class Stream(NamedTuple):
@@ -66,6 +66,7 @@ def run(
   params: Params,
   batches: EditBatch,
   judge: Measurer,
+  before: Measured,
   folder: pathlib.Path,
 ) -> Stream:
   """Edits all batches, from the last checkpoint of the folder on.
@@ -77,6 +78,7 @@ def run(
     params: split params before any edit (donated).
     batches: the whole stream.
     judge: scores the model on the way, every `curve_every` batches.
+    before: what it measured of the base model.
     folder: run folder.
   """
   size, total = config.checkpoint_every, len(batches.valid)
@@ -137,7 +139,9 @@ def run(
       _check(config, entry, store)
       every = config.curve_every
       if every and cursor // every > (cursor - real) // every:
-        entry['metrics'] = judge.table(jedit.join(params), f'after {done}')
+        entry['metrics'] = judge.table(
+          jedit.join(params), before, f'after {done}'
+        )
       log.add(**entry)  # before the checkpoint: a resumed run lacks no line
       checkpoint.save_step(
         store,

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jedit import checkpoint, metrics, requests, tokens
 from jedit.models.load import load
 from jedit.types import JeditError
-from launch import common, edit, grid, method, picture
+from launch import common, edit, grid, measure, method, picture
 
 _CONFIG = common.config_flag()
 _WORKDIR = common.workdir_flag()
@@ -40,27 +40,25 @@ def run(config: ConfigDict, axes: list[str], workdir: str, of=None) -> None:
     raise JeditError('a sweep has no default folder: name a --workdir')
   points = grid.points(config, axes, of)
   opened = functools.cache(load)
-  asked = {name: _check(name, one, opened) for name, one in points.items()}
-  home, before, rows = pathlib.Path(workdir), {}, {}
+  for name, one in points.items():
+    _check(name, one, opened)
+  home, rows = pathlib.Path(workdir), {}
   for number, (name, one) in enumerate(points.items(), 1):
     common.say(f'\nrun {number} of {len(points)}: {name}')
-    folder, measured = home / name, asked[name]
     try:
-      edit.run(one, str(folder), opened(one.model), before.get(measured))
-      rows[name] = _row(folder)
+      edit.run(one, str(home / name), opened(one.model))
+      rows[name] = _row(home / name)
     except JeditError as e:
       common.say(f'failed: {e}')
       rows[name] = str(e)
-    if (folder / 'before.json').is_file():
-      before[measured] = json.loads((folder / 'before.json').read_text())
   table = _table(rows)
   checkpoint.write_text(home / 'table.md', table)
   _draw(home / 'table.png', rows)
   common.say(f'\n{table}\nwritten to {home}')
 
 
-def _check(name: str, config: ConfigDict, opened) -> tuple:
-  """Refuses a bad run; what the measures of its base model depend on."""
+def _check(name: str, config: ConfigDict, opened) -> None:
+  """Refuses a bad run."""
   try:
     method.check(config)
     loaded, path = opened(config.model), config.requests or common.FACTS
@@ -71,7 +69,6 @@ def _check(name: str, config: ConfigDict, opened) -> tuple:
     requests.batched(asked, config.batch_size, config.on_collision)
   except (TypeError, ValueError) as e:
     raise JeditError(f'--grid, {name}: {e}') from e
-  return config.model, config.rendering, tuple(asked)
 
 
 def _row(folder: pathlib.Path) -> dict:
@@ -79,7 +76,7 @@ def _row(folder: pathlib.Path) -> dict:
   results = json.loads((folder / 'results.json').read_text())
   last = (folder / 'log.jsonl').read_text().splitlines()[-1]
   after = results['metrics']['after']['counterfact']
-  cells = {(p, k): after[p][k] for p in metrics.PROTOCOLS for k in _KINDS}
+  cells = {(p, k): after[p][k] for p in measure.COUNTERFACT for k in _KINDS}
   seconds = results['timing']['edit_seconds_per_fact']
   norm = max(json.loads(last)['norm_ratio'])
   return cells | {('seconds', 'a fact'): seconds, ('largest', 'norm'): norm}
@@ -87,7 +84,7 @@ def _row(folder: pathlib.Path) -> dict:
 
 def _table(rows: dict[str, dict | str]) -> str:
   """Markdown; a run that failed has its reason instead of numbers."""
-  head = [(p, k) for p in metrics.PROTOCOLS for k in _KINDS]
+  head = [(p, k) for p in measure.COUNTERFACT for k in _KINDS]
   head += [('seconds', 'a fact'), ('largest', 'norm')]
   lines = [['run', *(f'{a} {b}' for a, b in head)], ['---'] * (len(head) + 1)]
   for name, row in rows.items():
@@ -104,7 +101,7 @@ def _draw(path: pathlib.Path, rows: dict[str, dict | str]) -> None:
   good = {name: row for name, row in rows.items() if isinstance(row, dict)}
   panels = {
     p: {k: [row[p, k] for row in good.values()] for k in _KINDS}
-    for p in metrics.PROTOCOLS
+    for p in measure.COUNTERFACT
   }
   if good:
     picture.lines(path, list(good), panels)

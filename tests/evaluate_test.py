@@ -39,7 +39,8 @@ def test_scores_are_those_of_whole_rows(family):
   found = evaluate.score(model, params, asked, rows=3)
   for q, size in enumerate(asked.prompt_len):
     row = asked.prompt[q, :size]
-    assert found.says[q] == logits_of(model, params, row)[-1].argmax()
+    says = logits_of(model, params, row)[-1].argmax()
+    assert (found.guess[q, :, 0] == says).all()
   for q, k in np.ndindex(*asked.target_len.shape):
     size = asked.target_len[q, k]
     if not size:
@@ -51,63 +52,90 @@ def test_scores_are_those_of_whole_rows(family):
     chosen = logits[np.arange(size), target]
     nll = np.mean(np.log(np.exp(logits).sum(-1)) - chosen)
     right = np.mean(logits.argmax(-1) == target)
+    np.testing.assert_array_equal(found.guess[q, k, :size], logits.argmax(-1))
     np.testing.assert_allclose(found.nll[q, k], nll, rtol=1e-5)
     assert found.correct[q, k] == right
   assert {0, 1} < set(found.correct[~np.isnan(found.correct)])
 
 
-def test_argmax_counts_answers_of_which_all_tokens_are_right():
-  correct = np.array([[1, 0], [0.75, 1], [0.5, 1], [0, 0.9], [np.nan, np.nan]])
-  hits = metrics.hits([0, 1, 2, 2, 0], np.zeros((5, 2)), correct)
-  np.testing.assert_array_equal(hits['argmax'], [1, 0, 1, 0, np.nan])
+def test_what_a_question_counts():
+  """A neighbour's wanted answer is the other one; NaN is unmeasured."""
+  nan = np.nan
+  rewrite, neighbour, own = (
+    metrics.ASKED.index(k) for k in ('rewrite', 'neighbour', 'locality')
+  )
+  kind = [rewrite, rewrite, neighbour, neighbour, own]
+  correct = np.array([[1, 0], [0.75, 1], [0.5, 1], [0, 0.9], [0.25, nan]])
+  nll = np.array([[1, 2], [2, 2], [1, 2], [2, 1], [1, nan]])
+  got = metrics.values(kind, nll, correct, correct / 2)
+  want = {
+    'probability': [1, 0, 0, 1, nan],
+    'strict': [1, 0, 1, 0, 0],
+    'token': [1, 0.75, 1, 0.9, 0.25],
+    'unchanged': [0.5, 0.375, 0.5, 0.45, 0.125],
+  }
+  assert got.keys() == want.keys()
+  for name, row in want.items():
+    np.testing.assert_array_equal(got[name], row)
+
+
+_THREE = 'memit-2022', 'alphaedit-plus-2026'  # tables of three metrics
 
 
 def found(count=40, seed=0):
-  """{protocol: [N, KINDS]} with holes; a record of which nothing is known."""
+  """{table: [N, 3]} with holes; a record of which nothing is known."""
   x = np.random.default_rng(seed).integers(0, 3, (count, 3)) * 50.0
   x[3] = np.nan
   x[7, 1] = np.nan
-  return {'probability': x, 'argmax': x / 2}
+  return {'memit-2022': x, 'alphaedit-plus-2026': x / 2}
 
 
 def test_means_are_those_of_records():
-  record = [0, 0, 0, 2, 2, 1]
-  kind = [0, 2, 2, 0, 1, 0]
-  flags = np.array([1, 0, 1, 0, 1, 1.0])
-  success = {'probability': flags, 'argmax': np.where(flags, np.nan, flags)}
+  record = [0, 0, 0, 2, 2, 1, 2, 2]
+  kind = [0, 2, 2, 0, 1, 0, 3, 4]
+  flags = np.array([1, 0, 1, 0, 1, 1, 0.5, 1.0])
+  success = {
+    'probability': flags, 'token': flags, 'unchanged': flags,
+    'strict': np.where(flags, np.nan, flags),
+  }  # fmt: skip
   rows = metrics.by_record(record, kind, success, exclude={1})
   nan = np.nan
   np.testing.assert_array_equal(
-    rows['probability'], [[100, nan, 50], [nan] * 3, [0, 100, nan]]
+    rows['memit-2022'], [[100, nan, 50], [nan] * 3, [0, 100, nan]]
   )
-  table = metrics.counterfact(rows)
-  row = table['probability']
+  np.testing.assert_array_equal(
+    rows['easyedit-token'],
+    [[100, nan, 50, nan], [nan] * 4, [0, 100, 50, 100]],
+  )
+  table = metrics.summary(rows)
+  row = table['memit-2022']
   assert row['efficacy'] == 50 and row['generalization'] == 100
   assert row['specificity'] == 50 and row['score'] == pytest.approx(60)
-  assert table['argmax']['generalization'] is None
-  assert table['argmax']['score'] is None
+  assert table['jedit']['generalization'] is None
+  assert table['jedit']['score'] is None
+  assert 'score' not in table['alphaedit-2025']
 
 
 def test_intervals_hold_the_mean_and_shrink_with_more_records():
-  table, ends = metrics.counterfact(found()), metrics.intervals(found())
+  table, ends = metrics.summary(found()), metrics.intervals(found())
   more = metrics.intervals(found(count=400))
   width = lambda ends: ends[1] - ends[0]
-  for protocol, row in table.items():
+  for key, row in table.items():
     for name, value in row.items():
-      low, high = ends[protocol][name]
+      low, high = ends[key][name]
       assert low < value < high
-      ratio = width(ends[protocol][name]) / width(more[protocol][name])
+      ratio = width(ends[key][name]) / width(more[key][name])
       assert 2 < ratio < 5  # about the root of ten
-  x = found()['probability']
+  x = found()['memit-2022']
   x = x[~np.isnan(x[:, 0]), 0]
   spread = x.std() / np.sqrt(len(x))  # what a bootstrap of a mean tends to
-  low, high = ends['probability']['efficacy']
+  low, high = ends['memit-2022']['efficacy']
   assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
 
 
 def test_what_was_not_measured_has_no_interval():
-  nothing = {p: np.full((4, 3), np.nan) for p in metrics.PROTOCOLS}
-  assert metrics.counterfact(nothing)['argmax']['efficacy'] is None
-  assert set(metrics.intervals(nothing)['argmax'].values()) == {None}
-  none = {p: np.zeros((0, 3)) for p in metrics.PROTOCOLS}
-  assert metrics.counterfact(none)['probability']['score'] is None
+  nothing = {t: np.full((4, 3), np.nan) for t in _THREE}
+  assert metrics.summary(nothing)['memit-2022']['efficacy'] is None
+  assert set(metrics.intervals(nothing)['memit-2022'].values()) == {None}
+  none = {t: np.zeros((0, 3)) for t in _THREE}
+  assert metrics.summary(none)['memit-2022']['score'] is None

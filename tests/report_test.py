@@ -8,18 +8,17 @@ import re
 import numpy as np
 import pytest
 
-from jedit import metrics
 from jedit.types import JeditError
-from launch import report
+from launch import measure, report
 
 
 def _table(seed):
+  """Metrics of random answers; nothing of locality and portability."""
   rows = np.random.default_rng(seed).integers(0, 2, (30, 3)) * 100.0
-  found = {p: rows for p in metrics.PROTOCOLS}
-  return {
-    'counterfact': metrics.counterfact(found),
-    'intervals': metrics.intervals(found),
-  }
+  nothing = np.full((30, 2), np.nan)
+  ours = np.concatenate([rows, nothing], axis=1)
+  found = {'memit-2022': rows, 'jedit': ours, 'alphaedit-plus-2026': rows / 2}
+  return measure.Measured(found, [], [], None, 0.0).metrics
 
 
 def _entry(number, **more):
@@ -31,19 +30,20 @@ def _entry(number, **more):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Writes a run folder: folder(name, seed, compat)."""
+  """Writes a run folder: folder(name, seed, rendering)."""
 
-  def write(name, seed=1, compat='memit-2022'):
+  def write(name, seed=1, rendering='raw'):
     path = tmp_path / name
     path.mkdir()
     record = {
       'id': 'r0', 'prompt': 'Is <b>Ann</b> in', 'target': 'Oslo',
-      'after': {'says': ' & Rome', 'argmax': {'efficacy': 0.0}},
+      'after': {'says': ' & Rome', 'jedit': {'efficacy': 0.0}},
     }  # fmt: skip
     learnt = copy.deepcopy(record) | {'id': 'r1'}
-    learnt['after']['argmax']['efficacy'] = 100.0
+    learnt['after']['jedit']['efficacy'] = 100.0
     results = {
-      'compat': compat, 'num_edits': 30, 'command': f'launch.edit --{name}',
+      'rendering': rendering, 'num_edits': 30,
+      'command': f'launch.edit --{name}',
       'metrics': {'before': _table(0), 'after': _table(seed)},
       'timing': {'edit_seconds_per_fact': 1.5}, 'versions': {'jax': '0.9'},
       'continuations': [{'prompt': 'P', 'before': 'B', 'after': '<A>'}],
@@ -91,23 +91,22 @@ def test_the_page_is_whole_and_alone(folder):
   )
   assert 'src=' not in page
   for run in runs:
-    after = run.results['metrics']['after']
-    row, ends = (after[k]['argmax'] for k in ('counterfact', 'intervals'))
-    for kind in (*metrics.KINDS, 'score'):
-      assert f'{row[kind]:.2f}' in page
-      assert '{:.1f}&ndash;{:.1f}'.format(*ends[kind]) in page
+    for table in run.results['metrics']['after']['tables'].values():
+      for cell in filter(None, table.values()):
+        assert f'{cell[0]:.2f}' in page
+        assert '{:.1f}&ndash;{:.1f}'.format(*cell[1:]) in page
     assert run.results['command'] in page
   assert '4.250' in page  # the largest norm at the end
   assert 'Is &lt;b&gt;Ann&lt;/b&gt; in' in page and '&amp; Rome' in page
   assert '&lt;A&gt;' in page and 'r1</td>' not in page
-  assert page.count('tiny, unedited') == 2  # once a protocol
+  assert page.count('tiny, unedited') == 3  # once a table
   assert page.count('<figure>') == 3  # what was scored once is no curve
 
 
-def test_unlike_protocols_share_no_table(folder):
-  runs = [folder('first'), folder('second', compat='wild-2025')]
-  found = [(t['compat'], t['protocol']) for t in report.headline(runs)]
-  assert len(found) == len(set(found)) == 4
+def test_unlike_evaluations_share_no_table(folder):
+  runs = [folder('first'), folder('second', rendering='qa')]
+  found = [(t['compat'], t['rendering']) for t in report.headline(runs)]
+  assert len(found) == len(set(found)) == 6
   assert all(len(t['rows']) == 2 for t in report.headline(runs))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jedit import records, requests
-from jedit.records import Request
+from jedit.records import Probe, Request
 from jedit.types import JeditError
 
 _OWN = {'prompt': 'The capital of {} is', 'subject': 'France', 'target': 'Rome'}
@@ -97,6 +97,22 @@ def test_zsre():
   )  # fmt: skip
 
 
+def test_zsre_has_two_targets():
+  full = _ZSRE | {
+    'loc': 'nq question: who', 'loc_ans': 'me',
+    'portability': {'New Question': 'And?', 'New Answer': 'Adam'},
+  }  # fmt: skip
+  beside = Probe('locality', 'nq question: who?', ('me',))
+  usual = records.parse(full, 'here', '3')
+  assert (usual.target, usual.old_target) == ('Ada', None)
+  assert usual.probes == (beside,)
+  other = records.parse(full, 'here', '3', 'alt')
+  assert (other.target, other.old_target) == ('Eve', 'Ada')
+  assert other.probes == (beside, Probe('portability', 'And?', ('Adam',)))
+  with pytest.raises(JeditError, match='no field "pred"'):
+    records.parse(full, 'here', '3', 'pred')
+
+
 _REWRITE = _COUNTERFACT['requested_rewrite']
 _SHORT = {
   'case_id': 5, 'template': '{} is in', 'subject': 'Oslo',
@@ -120,24 +136,38 @@ _P30 = dataclasses.replace(_OSLO, relation='P30')
 
 @pytest.mark.parametrize('record, changes', [
   (_EASY, [{'paraphrases': ('Oslo lies in',)}]),
+  (_EASY | {'locality': {'a': [{'prompt': ' Rome is in', 'ground_truth': [
+     ['Italy', 'IT']]}], 'b': [{'prompt': 'Nothing', 'ground_truth': [[]]}]},
+     'portability': {'c': [{'prompt': 'So', 'ground_truth': 'Far'}]}}, [
+    {'paraphrases': ('Oslo lies in',), 'probes': (
+      Probe('locality', 'Rome is in', ('Italy', 'IT')),
+      Probe('portability', 'So', ('Far',)))}]),
+  (_EASY | {'locality': [{'loc': 'who', 'loc_ans': 'me'}]}, [
+    {'paraphrases': ('Oslo lies in',), 'probes': (
+      Probe('locality', 'who', ('me',)),)}]),
   (without(_EASY, 'ground_truth'), [
     {'old_target': None, 'paraphrases': ('Oslo lies in',)}]),
   (_EASY | {'ground_truth': [], 'rephrase': None}, [{'old_target': None}]),
   (_SHORT, [{'id': '5', 'relation': 'P30', 'paraphrases': ('Oslo lies in',),
              'neighbours': ('Rome is in',)}]),
   (_SHORT | {'rephrase_kind': 'generation', 'locality_ground_truth': 'Italy'}, [
-    {'id': '5', 'relation': 'P30', 'openings': ('Oslo lies in',)}]),
+    {'id': '5', 'relation': 'P30', 'openings': ('Oslo lies in',),
+     'probes': (Probe('locality', 'Rome is in', ('Italy',)),)}]),
   ({'type': 'x', 'edit': _TRIPLE}, [{'id': '0.0', 'relation': 'P30'}]),
   ({'edits': [_TRIPLE, _TRIPLE]}, [
     {'id': '0.0', 'relation': 'P30'}, {'id': '0.1', 'relation': 'P30'}]),
-  ({'case_id': 7, 'requested_rewrite': [_REWRITE] * 2, 'questions': ['?']}, [
+  ({'case_id': 7, 'requested_rewrite': [_REWRITE] * 2, 'questions': ['?', '??'],
+    'new_answer': 'a', 'new_answer_alias': []}, [
     dict(id=f'7.{i}', prompt='{} works as', subject='Ada', target='poet',
-         old_target='engineer', relation='P106') for i in range(2)]),
+         old_target='engineer', relation='P106', probes=(
+           Probe('portability', '?', ('a',)),
+           Probe('portability', '??', ('a',)))[:2 * i]) for i in range(2)]),
   ({'requested_rewrite': _REWRITE, 'neighborhood_prompts': [
      ['Bob works as', 'engineer'], ['Eve works as', 'poet']]}, [
     dict(prompt='{} works as', subject='Ada', target='poet',
          old_target='engineer', relation='P106',
-         neighbours=('Bob works as',))]),
+         neighbours=('Bob works as',),
+         probes=(Probe('locality', 'Eve works as', ('poet',)),))]),
   ({'text': 'Oslo is in', 'concept': 'Oslo', 'labels': 'Asia'}, [
     {'old_target': None}]),
 ])  # fmt: skip
@@ -302,6 +332,9 @@ _VALUES = st.recursive(
 _RECORDS = (
   _OWN | {'paraphrases': ['a'], 'openings': ['b'], 'relation': 'c', 'id': 1},
   _COUNTERFACT, _ZSRE, _QUESTION, _SHORT, _EASY, {'edits': [_TRIPLE]},
+  _EASY | {'locality': {'a': [{'prompt': 'b', 'ground_truth': [['c']]}]}},
+  _EASY | {'locality': [{'loc': 'who', 'loc_ans': 'me'}]},
+  _QUESTION | {'sub_question': ['a', 'b'], 'sub_answer': ['c', 'd']},
   {'case_id': 7, 'requested_rewrite': [_REWRITE, _REWRITE]},
   {'requested_rewrite': _REWRITE, 'neighborhood_prompts': [['a', 'b']]},
   {'text': 'Oslo is in', 'concept': 'Oslo', 'labels': 'Asia'},
@@ -406,11 +439,15 @@ def test_collision_last():
 
 
 def test_collision_merge():
+  probe = Probe('locality', 'a', ('b',))
   a = request(paraphrases=('p', 'q'), neighbours=('n',))
-  b = request(paraphrases=('q', 'r'), neighbours=('m',))
+  b = request(
+    paraphrases=('q', 'r'), neighbours=('m',), probes=(probe,), openings=('o',)
+  )
   [[merged]], warnings = requests.batched([a, b], 2, on_collision='merge')
   assert merged.paraphrases == ('p', 'q', 'r')
   assert merged.neighbours == ('n', 'm')
+  assert merged.probes == (probe,) and merged.openings == ('o',)
   assert warnings == ['record 0 is merged into record 0']
   with pytest.raises(JeditError, match='in one batch'):
     requests.batched([_A, _B], 2, on_collision='merge')

@@ -29,7 +29,6 @@ from configs import smollm2_135m
 from jedit import checkpoint, evaluate, generate, metrics, prompts, records
 from jedit.files import read_json
 from jedit.models.load import load
-from jedit.questions import questions
 from launch import method, moments
 from tests.field_data import FOLDER
 
@@ -75,27 +74,33 @@ def compose(name: str, hard: int, used: set) -> tuple[list[dict], set[int]]:
   return stream, {i for i, r in enumerate(stream) if id(r) in gone}
 
 
-def probe(tokenizer, stream: list[dict]):
-  """Three questions a record: edit, rephrasing, unrelated."""
-  texts, answers = [], []
-  for r in stream:
-    target = r['answers'][0]
-    local = r['loc'].removeprefix('nq question: ').rstrip('?') + '?'
-    texts += [r['src'], r['rephrase'], local]
-    answers += [[target], [target], [r['loc_ans']]]
-  return questions(tokenizer, texts, answers)
+def _table(protocol: str) -> metrics.Table:
+  asked = 'rewrite', 'paraphrase', 'locality'
+  parts = zip(metrics.KINDS, asked, strict=True)
+  parts = [metrics.Metric(name, (ask,), protocol) for name, ask in parts]
+  return metrics.Table(tuple(parts), 'arithmetic')
 
 
-def table(right: np.ndarray, gone: set[int]) -> dict:
-  """Percent, Score's interval, Eff of the superseded; right is [N, 3]."""
-  kept = np.array([i not in gone for i in range(len(right))])
-  found = {'argmax': 100 * right[kept]}
-  row = metrics.counterfact(found)['argmax']
-  out = dict(zip(('Eff', 'Gen', 'Spe', 'Score'), row.values(), strict=True))
-  out['low'], out['high'] = metrics.intervals(found)['argmax']['score']
-  if gone:
-    out['superseded'] = 100 * right[~kept, 0].mean()
-  return {k: round(float(v), 2) for k, v in out.items()}
+_TABLES = {'strict': _table('strict'), 'token': _table('token')}
+_NAMES = dict(
+  zip((*metrics.KINDS, 'score'), ('Eff', 'Gen', 'Spe', 'Score'), strict=True)
+)
+
+
+def tables(scores, asked, gone: set[int]) -> dict[str, dict]:
+  """Percent, Score's interval, Eff of the superseded."""
+  rows = lambda exclude: evaluate.by_record(
+    scores, asked, None, exclude, _TABLES
+  )
+  kept, out = rows(gone), {}
+  ends = metrics.intervals(kept, _TABLES)
+  for name, row in metrics.summary(kept, _TABLES).items():
+    one = {_NAMES[k]: v for k, v in row.items()}
+    one['low'], one['high'] = ends[name]['score']
+    if gone:
+      one['superseded'] = rows(set())[name][list(gone), 0].mean()
+    out[name] = {k: round(float(v), 2) for k, v in one.items()}
+  return out
 
 
 def config_of(run: str):
@@ -126,20 +131,11 @@ def main(_):
       asked.append(records.parse(record, 'AlphaSet', str(i)))
     size = _BATCH.value
     groups = [asked[i : i + size] for i in range(0, len(asked), size)]
-    ask = probe(tokenizer, stream)
+    probe = evaluate.probe(tokenizer, asked)
 
-    def score(params, ask=ask):
-      return evaluate.score(model, params, ask).correct[:, 0].reshape(-1, 3)
-
-    def show(run, params, gone=gone, name=name, **more):
-      share = score(params)
-      found = {
-        'set': name,
-        'run': run,
-        'strict': table(share == 1, gone),
-        'token': table(share, gone),
-        **more,
-      }
+    def show(run, params, gone=gone, name=name, probe=probe, **more):
+      scores = evaluate.score(model, params, probe.questions)
+      found = {'set': name, 'run': run, **tables(scores, probe, gone), **more}
       print(json.dumps(found), flush=True)
       if _OUT.value:
         with open(_OUT.value, 'a') as f:

@@ -74,6 +74,12 @@ def arguments(text: str) -> dict:
   return {k: ast.literal_eval(v) for k, v in pairs}
 
 
+_TABLES = {
+  'probability': metrics.TABLES['memit-2022'],
+  'argmax': metrics.Table(metrics.TABLES['jedit'].metrics[:3], 'arithmetic'),
+}
+
+
 def main(_):
   jax.config.update('jax_default_matmul_precision', _PRECISION.value)
   loaded = load(_MODEL.value)
@@ -90,12 +96,12 @@ def main(_):
 
   def scores(params):
     found = evaluate.score(model, params, probe.questions)
-    return metrics.counterfact(evaluate.by_record(found, probe, gone))
+    rows = evaluate.by_record(found, probe, None, gone, _TABLES)
+    return metrics.summary(rows, _TABLES)
 
   def show(name, table, **extra):
     rows = [
-      ' / '.join(format(v, '.2f') for v in table[p].values())
-      for p in ('probability', 'argmax')
+      ' / '.join(format(v, '.2f') for v in table[p].values()) for p in _TABLES
     ]
     print(f'{name:<64} {rows[0]} | {rows[1]} {extra or ""}', flush=True)
     if _OUT.value:
