@@ -1,0 +1,240 @@
+"""Each table against the published evaluation it is named after, from scratch.
+
+The published code encodes prompt and target as one text, runs whole rows and
+looks at their ends; jedit joins ids and runs a prompt once.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jedit import evaluate, metrics
+from jedit.models import transformer
+from jedit.records import Probe, Request
+from tests import tiny
+from tests.prompts_test import tokenizer
+
+_WORDS = 'Paris', 'Marie', 'France', 'the chemist', 'a city', 'Rome'
+_KINDS = 'plain', 'bos'
+
+
+@functools.cache
+def models():
+  """(model, params before, params after); likely to say one of the words."""
+  config = dataclasses.replace(tiny.CONFIGS['llama'], vocab_size=340)
+  model, before = transformer.build(config), None
+  out = []
+  for seed in 0, 3:
+    params = model.init(jax.random.key(seed))
+    kernel = 0.3 * np.array(params['head']['kernel'])
+    tok = tokenizer('plain')  # of both the ids are the same
+    likely = {i for word in _WORDS[:4] for i in tok(' ' + word).input_ids}
+    kernel[:, sorted(likely)] *= 9
+    out.append({**params, 'head': {'kernel': kernel}})
+  before, other = out
+  mix = lambda a, b: 0.9 * a + 0.1 * b
+  return model, before, jax.tree.map(mix, before, other)
+
+
+def stream(kind):
+  """Requests of all layouts' parts, some without some of them."""
+  rng = np.random.default_rng(0)
+  now = Published(kind, models()[2])
+
+  def answer(*prompts):
+    """A word, or what the edited model says to one of the prompts."""
+    if prompts and rng.random() < 0.7:
+      logits, _ = now.logits(str(rng.choice(prompts)))
+      said = now.tok.decode([logits[-1].argmax()])
+      if said[:1] == ' ' and said.strip():
+        return said.strip()
+    return str(rng.choice(_WORDS))
+
+  for i in range(64):
+    place, prompt = f'city {i}', 'The capital of {} is'
+    others = [f'{place} has {w}, namely' for w in ('this', 'that')[: i % 3]]
+    beside = [f'In {n}, {place} is' for n in range(i % 4)]
+    stays, follows = f'The name of {i} is', f'Who was in {place}?'
+    target = answer(prompt.format(place), *others)
+    probes = (
+      Probe('locality', stays, (answer(stays), answer())),
+      Probe('portability', follows, (answer(follows),)),
+    )
+    yield Request(
+      str(i), prompt, place, target, answer(*beside), None, tuple(others),
+      tuple(beside), (), probes[: i % 4],
+    )  # fmt: skip
+
+
+class Published:
+  """The published evaluators' scorers on one model."""
+
+  def __init__(self, kind, params):
+    self.tok, self.params = tokenizer(kind), params
+    self.start = self.tok('').input_ids
+
+  def logits(self, text):
+    ids = self.tok(text).input_ids
+    padded = np.zeros(48, np.int32)
+    padded[: len(ids)] = ids
+    out = tiny.trace(models()[0], self.params, padded).logits
+    return np.asarray(out, np.float64)[: len(ids)], ids
+
+  def target(self, text):
+    return self.tok(' ' + text).input_ids[len(self.start) :]
+
+  def ends(self, prompt, target):
+    """(log-probabilities before each target token, its ids)."""
+    logits, ids = self.logits(f'{prompt} {target}')
+    wanted = self.target(target)
+    assert ids[-len(wanted) :] == wanted
+    logits = logits[-len(wanted) - 1 : -1]
+    total = np.log(np.exp(logits).sum(-1, keepdims=True))
+    return logits - total, wanted
+
+  def nll(self, prompt, target):
+    """MEMIT's test_batch_prediction."""
+    logs, wanted = self.ends(prompt, target)
+    return -np.mean([row[i] for row, i in zip(logs, wanted, strict=True)])
+
+  def argmax(self, prompt, target):
+    logs, wanted = self.ends(prompt, target)
+    return logs.argmax(-1) == wanted
+
+  def grown(self, prompt, target):
+    """zsRE's in MEMIT's and AlphaEdit's code: a text for each target token."""
+    wanted = self.target(target)
+    for i, token in enumerate(wanted):
+      logits, _ = self.logits(f'{prompt}{self.tok.decode(wanted[:i])}')
+      again = self.tok(self.tok.decode([token])).input_ids[len(self.start) :]
+      yield logits[-1].argmax() == again[0]
+
+  def says(self, prompt, target):
+    return self.ends(prompt, target)[0].argmax(-1)
+
+
+def mean(values):
+  """In percent; NaN of nothing."""
+  values = [np.mean(v) for v in values]
+  return 100 * np.mean(values) if values else np.nan
+
+
+def own(request, kind):
+  return [p for p in request.probes if p.kind == kind]
+
+
+def memit(r, now, _):
+  likelier = lambda prompt, a, b: now.nll(prompt, a) < now.nll(prompt, b)
+  new, old = r.target, r.old_target
+  return [
+    mean([likelier(r.text, new, old)]),
+    mean(likelier(p, new, old) for p in r.paraphrases),
+    mean(likelier(p, old, new) for p in r.neighbours),
+  ]
+
+
+def ours(r, now, before):
+  strict = lambda prompt, answer: now.argmax(prompt, answer).all()
+  return [
+    mean([strict(r.text, r.target)]),
+    mean(strict(p, r.target) for p in r.paraphrases),
+    mean(strict(p, r.old_target) for p in r.neighbours),
+    mean(same(p, now, before) for p in own(r, 'locality')),
+    mean(strict(p.prompt, p.answers[0]) for p in own(r, 'portability')),
+  ]
+
+
+def same(probe, now, before):
+  ask = probe.prompt, probe.answers[0]
+  return now.says(*ask) == before.says(*ask)
+
+
+def alphaedit(r, now, _):
+  token = lambda prompt, answer: list(now.grown(prompt, answer))
+  return [
+    mean([token(r.text, r.target)]),
+    mean(token(p, r.target) for p in r.paraphrases),
+    mean(token(p.prompt, p.answers[0]) for p in own(r, 'locality')),
+  ]
+
+
+def alphaedit_plus(r, now, _):
+  token = lambda prompt: list(now.grown(prompt, r.target))
+  return [
+    mean([token(r.text)]),
+    mean(token(p) for p in r.paraphrases),
+    mean(now.argmax(p, r.old_target).all() for p in r.neighbours),
+  ]
+
+
+def easyedit(r, now, before):
+  token = lambda prompt, answer: now.argmax(prompt, answer)
+  beside = [Probe('', p, (r.old_target,)) for p in r.neighbours]
+  return [
+    mean([token(r.text, r.target)]),
+    mean(token(p, r.target) for p in r.paraphrases),
+    mean(same(p, now, before) for p in own(r, 'locality') + beside),
+    mean(token(p.prompt, p.answers[0]) for p in own(r, 'portability')),
+  ]
+
+
+_PUBLISHED = {
+  'memit-2022': memit,
+  'jedit': ours,
+  'alphaedit-2025': alphaedit,
+  'alphaedit-plus-2026': alphaedit_plus,
+  'easyedit-token': easyedit,
+}
+
+
+@pytest.mark.parametrize('kind', _KINDS)
+def test_tables_are_the_published_evaluations(kind):
+  model, *params = models()
+  requests = list(stream(kind))
+  probe = evaluate.probe(tokenizer(kind), requests)
+  before, after = (
+    evaluate.score(model, p, probe.questions, rows=16) for p in params
+  )
+  found = evaluate.by_record(after, probe, before.guess)
+  assert found.keys() == _PUBLISHED.keys() == metrics.TABLES.keys()
+  then, now = (Published(kind, p) for p in params)
+  for name, rule in _PUBLISHED.items():
+    want = np.array([rule(r, now, then) for r in requests])
+    np.testing.assert_allclose(found[name], want, atol=1e-6, err_msg=name)
+    assert 0 < np.nanmean(want) < 100  # a test of something
+    table = metrics.summary(found)[name]
+    means = np.nanmean(want, axis=0)
+    names = [m.name for m in metrics.TABLES[name].metrics]
+    for key, value in zip(names, means, strict=True):
+      assert table[key] == pytest.approx(value, abs=1e-6)
+    if name == 'memit-2022':
+      assert table['score'] == pytest.approx(3 / sum(1 / means))
+    elif metrics.TABLES[name].mean:
+      assert table['score'] == pytest.approx(means[:3].mean())
+
+
+@pytest.mark.parametrize('kind', _KINDS)
+def test_padding_rows_and_order_change_no_score(kind):
+  """Beyond 1e-5 in a -log p, and no measure at all."""
+  model, params, _ = models()
+  requests = list(stream(kind))
+  probe = evaluate.probe(tokenizer(kind), requests)
+  whole = evaluate.score(model, params, probe.questions, rows=128)
+  few = evaluate.score(model, params, probe.questions, rows=5)
+  q = probe.questions
+  wider = q._replace(
+    prompt=np.pad(q.prompt, ((0, 0), (0, 9))),
+    target=np.pad(q.target, ((0, 0), (0, 0), (0, 3))),
+  )
+  wide = evaluate.score(model, params, wider, rows=7)
+  order = np.random.default_rng(0).permutation(len(q.prompt_len))
+  other = evaluate.score(model, params, type(q)(*(a[order] for a in q)), rows=9)
+  back = np.argsort(order)
+  for scores in few, wide, other._replace(nll=other.nll[back]):
+    np.testing.assert_allclose(scores.nll, whole.nll, atol=1e-5)
+  np.testing.assert_array_equal(few.correct, whole.correct)
+  np.testing.assert_array_equal(wide.correct, whole.correct)
+  np.testing.assert_array_equal(other.correct[back], whole.correct)
