@@ -5,7 +5,7 @@ candidate targets. Token ids are joined, never encoded again.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -118,33 +118,65 @@ def score(
   rows: int = 128,
   progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-  """Scores all questions, `rows` at a time, in one compiled program.
+  """Scores all questions, those of about the same length together.
 
   Args:
     model: the network.
     params: unsplit params.
     questions: prompts and candidate targets.
-    rows: questions a chunk.
+    rows: most questions a chunk; long ones go fewer at a time.
     progress: called with the number of questions done after each chunk.
   """
-  total = len(questions.prompt_len)
-  fill = -total % rows
-  padded = jax.tree.map(
-    lambda a: np.concatenate([a, np.zeros((fill, *a.shape[1:]), a.dtype)]),
-    questions,
-  )
-  starts = range(0, total + fill, rows)
-  chunks = [Questions(*(a[i : i + rows] for a in padded)) for i in starts]
-  head = max(int(c.prompt_len.sum()) for c in chunks)
-  tail = max(int(np.maximum(c.target_len - 1, 0).sum()) for c in chunks)
-  head, tail = round_up(head, 64), round_up(tail, 32) if tail else 0
-  out = []
-  for number, chunk in enumerate(chunks, 1):
-    out.append(jax.device_get(_score(model, params, chunk, head, tail)))
-    progress(min(number * rows, total))
-  nll, guess = (np.concatenate(a)[:total] for a in zip(*out, strict=True))
+  nll = np.zeros(questions.target_len.shape)
+  guess = np.zeros(questions.target.shape, np.int32)
+  done = 0
+  for chunks in _buckets(questions, rows):
+    cut = _cut(questions, chunks)
+    head = max(int(q.prompt_len.sum()) for q in cut)
+    tail = max(int(np.maximum(q.target_len - 1, 0).sum()) for q in cut)
+    head, tail = round_up(head, 64), round_up(tail, 32) if tail else 0
+    for chunk, q in zip(chunks, cut, strict=True):
+      found = jax.device_get(_score(model, params, q, head, tail))
+      here = len(chunk)
+      nll[chunk] = found[0][:here]
+      guess[chunk, :, : q.target.shape[2]] = found[1][:here]
+      done += here
+      progress(done)
   size = np.where(questions.target_len, questions.target_len, np.nan)
   return Scores(nll / size, share(guess, questions.target, questions), guess)
+
+
+def _buckets(q: Questions, rows: int) -> Iterator[list[np.ndarray]]:
+  """Chunks of indices of questions of like lengths.
+
+  Lengths are alike if they have the same power of two, so that few programs
+  are compiled.
+  """
+  power = lambda n, least: (
+    2 ** np.ceil(np.log2(np.maximum(n, least))).astype(int)
+  )
+  wide, long = power(q.prompt_len, 64), power(q.target_len.max(-1), 8)
+  for width, length in np.unique(np.stack([wide, long]), axis=1).T.tolist():
+    here = np.flatnonzero((wide == width) & (long == length))
+    room = 8192 // width, 2048 // (q.target.shape[1] * length)
+    size = max(1, min(rows, *room))
+    yield [here[i : i + size] for i in range(0, len(here), size)]
+
+
+def _cut(q: Questions, chunks: list[np.ndarray]) -> list[Questions]:
+  """Each chunk's questions, narrowed alike and filled up to one size."""
+  here = np.concatenate(chunks)
+  wide = round_up(int(q.prompt_len[here].max()), 8)
+  long = round_up(int(q.target_len[here].max()), 4)
+
+  def fill(a, chunk):
+    missing = len(chunks[0]) - len(chunk)
+    return np.pad(a[chunk], [(0, missing), *[(0, 0)] * (a.ndim - 1)])
+
+  whole = Questions(
+    q.prompt[:, :wide], q.prompt_len, q.target[:, :, :long], q.target_len
+  )
+  return [Questions(*(fill(a, chunk) for a in whole)) for chunk in chunks]
 
 
 def share(guess: np.ndarray, tokens: np.ndarray, q: Questions) -> np.ndarray:

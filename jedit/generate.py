@@ -160,7 +160,21 @@ def complete(
   seed: int = 0,
 ) -> list[str]:
   """Continuations of texts, as texts; cut at the end-of-text token."""
-  prompt, sizes = padded([tokenizer(t).input_ids for t in texts])
+  ids = [tokenizer(t).input_ids for t in texts]
+  return continued(model, params, tokenizer, ids, length, top_k, seed)
+
+
+def continued(
+  model: Model,
+  params: Params,
+  tokenizer,
+  ids: list[list[int]],
+  length: int,
+  top_k: int = 1,
+  seed: int = 0,
+) -> list[str]:
+  """`complete` for texts that are encoded already."""
+  prompt, sizes = padded(ids)
   out = generate(
     model, params, prompt, sizes, length, jax.random.key(seed), top_k
   )

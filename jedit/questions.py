@@ -44,18 +44,22 @@ def questions(
         for c in candidates
       ]
     )
+  return pack(prompts, answers)
+
+
+def pack(
+  prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]
+) -> Questions:
+  """Token ids [Q][P] and [Q][K][S] as padded arrays."""
   wide = round_up(max(map(len, prompts)), 8)
   long = round_up(max(len(a) for row in answers for a in row), 4)
-  count = len(answers[0])
+  count = max(map(len, answers))
   prompt = np.zeros((len(prompts), wide), np.int32)
   target = np.zeros((len(prompts), count, long), np.int32)
+  prompt_len = np.array([len(p) for p in prompts], np.int32)
+  target_len = np.zeros((len(prompts), count), np.int32)
   for q, (ids, row) in enumerate(zip(prompts, answers, strict=True)):
     prompt[q, : len(ids)] = ids
     for k, a in enumerate(row):
-      target[q, k, : len(a)] = a
-  return Questions(
-    prompt,
-    np.array([len(p) for p in prompts], np.int32),
-    target,
-    np.array([[len(a) for a in row] for row in answers], np.int32),
-  )
+      target[q, k, : len(a)], target_len[q, k] = a, len(a)
+  return Questions(prompt, prompt_len, target, target_len)

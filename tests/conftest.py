@@ -63,3 +63,15 @@ def data():
   if not FOLDER.is_dir():
     pytest.skip('no data folder (set JEDIT_DATA)')
   return FOLDER
+
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory):
+  """A folder with a model, its config, facts and a corpus (tests/folder.py)."""
+  from tests import folder  # imports jedit, after the hook
+
+  home = tmp_path_factory.mktemp('home')
+  jax.config.update('jax_compilation_cache_dir', str(home / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  folder.write(home)
+  return home

@@ -14,12 +14,9 @@ import time
 import jax
 import numpy as np
 import pytest
-import tokenizers
-import transformers
-from tokenizers import decoders, pre_tokenizers, trainers
 
 from jedit import checkpoint
-from jedit.models import hf, load, transformer
+from jedit.models import load
 from jedit.types import JeditError
 from launch import (
   edit,
@@ -31,66 +28,9 @@ from launch import (
   sweep,
   training,
 )
+from tests.folder import CITIES
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_HF = {
-  'model_type': 'llama', 'vocab_size': 300, 'hidden_size': 32,
-  'intermediate_size': 64, 'num_hidden_layers': 5, 'num_attention_heads': 4,
-  'num_key_value_heads': 2, 'max_position_embeddings': 256,
-  'rms_norm_eps': 1e-5, 'tie_word_embeddings': True, 'hidden_act': 'silu',
-}  # fmt: skip
-_CITIES = 'Oslo', 'Rome', 'Paris', 'Cairo', 'Lima', 'Tokyo', 'Quito', 'Delhi'
-
-
-def _facts():
-  for i, city in enumerate(_CITIES):
-    yield {
-      'id': f'f{i}', 'prompt': '{} is a city in', 'subject': city,
-      'target': _CITIES[i - 1], 'old_target': _CITIES[i - 2],
-      'paraphrases': [f'Travel to {city}, in'],
-      'neighbours': [f'{_CITIES[i - 3]} lies in'],
-    }  # fmt: skip
-
-
-@pytest.fixture(scope='session')
-def home(tmp_path_factory):
-  """A folder with a model, its config, facts and a corpus."""
-  home = tmp_path_factory.mktemp('home')
-  jax.config.update('jax_compilation_cache_dir', str(home / 'compiled'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-  facts = list(_facts())
-  text = [f'{f["subject"]} is a city in {f["target"]}.' for f in facts]
-  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-  bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  bpe.decoder = decoders.ByteLevel()
-  bpe.train_from_iterator(
-    text,
-    trainers.BpeTrainer(
-      vocab_size=300,
-      special_tokens=['<eos>'],
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    ),
-  )
-  tokenizer = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=bpe, eos_token='<eos>', pad_token='<eos>'
-  )
-  model = transformer.build(hf.config(_HF))
-  params = jax.device_get(model.init(jax.random.key(0)))
-  load.save(home / 'model', load.Loaded(model, params, _HF, tokenizer))
-  (home / 'facts.jsonl').write_text(
-    ''.join(json.dumps(f) + '\n' for f in facts)
-  )
-  (home / 'corpus.txt').write_text('\n\n'.join(text * 40))
-  (home / 'tiny.py').write_text(
-    'from configs import base\n'
-    'def get_config(method="memit"):\n'
-    f'  return base.get_config(method, model={str(home / "model")!r},\n'
-    '    layers=(1, 2), optimiser={"steps": 4}, batch_size=2,\n'
-    f'    requests={str(home / "facts.jsonl")!r}, corpus_window=32,\n'
-    f'    corpus={str(home / "corpus.txt")!r}, max_perplexity=1e9,\n'
-    '    max_norm=1e9)\n'
-  )
-  return home
 
 
 @pytest.fixture
@@ -229,9 +169,9 @@ def test_bad_input(run, tmp_path, fields, words):
 def test_mend_is_trained_and_edits(make, run, tmp_path):
   records = tmp_path / 'train.jsonl'
   with records.open('w') as f:
-    for i, city in enumerate(_CITIES):
+    for i, city in enumerate(CITIES):
       record = {
-        'src': f'{city} is a city in', 'alt': _CITIES[i - 1], 'loc': 'It is in',
+        'src': f'{city} is a city in', 'alt': CITIES[i - 1], 'loc': 'It is in',
         'rephrase': f'Travel to {city}, in', 'loc_ans': city,
       }  # fmt: skip
       print(json.dumps(record), file=f)
