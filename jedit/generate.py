@@ -1,8 +1,9 @@
-"""Batched generation with a key-value cache: greedy or top-k sampling."""
+"""Batched generation with a key-value cache, greedy or sampled."""
 
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jedit.models import transformer
-from jedit.models.transformer import Model, Past
+from jedit.models.transformer import Model
+from jedit.prompts import round_up
 from jedit.types import Params
-
-
-def _step_attention(past: Past, layer, index, q, k, v):
-  """One new token a row against the cache of a layer, itself included."""
-  rows = jnp.arange(index.size)
-  groups, per = k.shape[-2], q.shape[-2] // k.shape[-2]
-  keys = past.k.at[layer, rows, :, index].set(k)
-  values = past.v.at[layer, rows, :, index].set(v)
-  q = q.reshape(*q.shape[:-2], groups, per, q.shape[-1])
-  scores = jnp.einsum(
-    'rhgd,rhtd->rhgt', q, keys[layer], preferred_element_type=jnp.float32
-  ) / math.sqrt(q.shape[-1])
-  seen = jnp.arange(past.k.shape[3]) <= index[:, None]
-  scores = jnp.where(seen[:, None, None], scores, -1e30)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  out = jnp.einsum('rhgt,rhtd->rhgd', weights, values[layer])
-  return out.reshape(index.size, groups * per, -1), past._replace(
-    k=keys, v=values
-  )
 
 
 def sample(
@@ -61,16 +44,48 @@ def sample(
   return where * block + jnp.minimum(token, block - 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 6))
+class Sampling(NamedTuple):
+  """How a token is drawn.
+
+  Attributes:
+    top_k: among the k most probable; 1 is greedy, 0 all.
+    top_p: among the most probable that together have this probability.
+    temperature: divides the logits.
+  """
+
+  top_k: int = 1
+  top_p: float = 1.0
+  temperature: float = 1.0
+
+
+def draw(
+  logits: Float[Array, 'R V'], key: jax.Array, how: Sampling
+) -> Int[Array, 'R']:
+  """A token a row."""
+  if how.top_k == 1:
+    return jnp.argmax(logits, axis=-1)
+  logits = logits / how.temperature
+  if not how.top_k and how.top_p >= 1:
+    return sample(logits, key)
+  best, ids = jax.lax.top_k(logits, how.top_k or logits.shape[-1])
+  if how.top_p < 1:
+    chance = jax.nn.softmax(best, axis=-1)
+    before = jnp.cumsum(chance, axis=-1) - chance
+    best = jnp.where(before < how.top_p, best, -jnp.inf)
+  pick = jax.random.categorical(key, best)
+  return jnp.take_along_axis(ids, pick[:, None], axis=1)[:, 0]
+
+
 def generate(
   model: Model,
   params: Params,
-  prompt: Int[Array, 'R P'],
-  prompt_len: Int[Array, 'R'],
+  prompt: Int[Array, 'R P'] | Int[np.ndarray, 'R P'],
+  prompt_len: Int[np.ndarray, 'R'],
   length: int,
   key: jax.Array,
-  top_k: int = 1,
-  banned: Int[Array, 'K'] | None = None,
+  how: Sampling = Sampling(),
+  banned: Int[np.ndarray, 'K'] | None = None,
+  stop: int = -1,
 ) -> Int[Array, 'R length']:
   """Continues each prompt by `length` tokens.
 
@@ -81,64 +96,96 @@ def generate(
     prompt_len: tokens of each row, at least 1.
     length: tokens to add.
     key: PRNG key (unused when greedy).
-    top_k: sample among the k most probable at temperature 1; 1 is greedy, 0
-      samples from the whole distribution.
+    how: greedy, or how to sample.
     banned: ids that are never produced.
+    stop: the id after which a row says nothing but it; when all have said it,
+      the work ends.
+  """
+  size = round_up(int(prompt_len.sum()), 64)
+  return _generate(
+    model, params, prompt, prompt_len, key, banned, stop, length, how, size
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7, 8, 9))
+def _generate(
+  model, params, prompt, prompt_len, key, banned, stop, length, how, size
+):
+  """`generate`, the prompts packed into `size` tokens.
+
+  What is new has its own slots behind the prompts', the same for all rows.
   """
   rows, wide = prompt.shape
-  layers = params['layers']
-  slots = jnp.arange(wide)
+  layers, slots = params['layers'], jnp.arange(wide + length)
+  mask = slots[:wide] < prompt_len[:, None]
   at = transformer.layout(
-    slots < prompt_len[:, None],
-    jnp.broadcast_to(slots, prompt.shape),
-    rows * wide,
+    mask, jnp.broadcast_to(slots[:wide], prompt.shape), size
   )
-  x = model.embed(
-    params, transformer.take(prompt.ravel(), at.slot), at.positions
-  )
+  tokens = transformer.take(prompt.ravel(), at.slot)
+  x = model.embed(params, tokens, at.positions)
   x, past = transformer.cache(model, layers, x, at)
   grow = ((0, 0), (0, 0), (0, 0), (0, length), (0, 0))
-  past = past._replace(k=jnp.pad(past.k, grow), v=jnp.pad(past.v, grow))
+  mask = jnp.pad(mask, ((0, 0), (0, length)))
   last = transformer.take(x, at.token[jnp.arange(rows), prompt_len - 1])
+  keys = jax.random.split(key, length)
 
-  def choose(x, key):
-    logits = model.logits(params, x)
+  def choose(c):
+    logits = model.logits(params, c['x'])
     if banned is not None:
       logits = logits.at[:, banned].set(-jnp.inf)
-    if top_k == 1:
-      return jnp.argmax(logits, axis=-1)
-    if top_k:
-      best, ids = jax.lax.top_k(logits, top_k)
-      pick = jax.random.categorical(key, best)
-      return jnp.take_along_axis(ids, pick[:, None], axis=1)[:, 0]
-    return sample(logits, key)
+    token = jnp.where(c['done'], stop, draw(logits, keys[c['step']], how))
+    out = jax.lax.dynamic_update_slice(
+      c['out'], token.astype(jnp.int32)[:, None], (0, c['step'])
+    )
+    return token, c | {'out': out, 'done': c['done'] | (token == stop)}
 
-  def step(carry, xs):
-    x, past = carry
-    key, offset = xs
-    token = choose(x, key)
-    index = prompt_len + offset
-    x = model.embed(params, token, index)
+  def step(c):
+    token, c = choose(c)
+    slot, index = wide + c['step'], prompt_len + c['step']
+    seen = mask | ((slots >= wide) & (slots <= slot))
 
     def layer(i, carry):
-      x, past = carry
-      new = []
+      x, *cache = carry
+      grown = []
 
       def attend(q, k, v):
-        out, grown = _step_attention(past, i, index, q, k, v)
-        new.append(grown)
-        return out
+        for old, new in zip(cache, (k, v), strict=True):
+          new = new[None, :, :, None].astype(old.dtype)
+          place = i, 0, 0, slot, 0
+          grown.append(jax.lax.dynamic_update_slice(old, new, place))
+        return _attend(q, *(a[i] for a in grown), seen)
 
       one = jax.tree.map(lambda a: a[i], layers)
       mid, hidden, _ = model.address(one, x, index, attend)
-      return model.value(one, mid, hidden), new[0]
+      return model.value(one, mid, hidden), *grown
 
-    x, past = jax.lax.fori_loop(0, past.k.shape[0], layer, (x, past))
-    return (x, past), token
+    x = model.embed(params, token, index)
+    x, k, v = jax.lax.fori_loop(0, len(c['k']), layer, (x, c['k'], c['v']))
+    return c | {'x': x, 'k': k, 'v': v, 'step': c['step'] + 1}
 
-  xs = jax.random.split(key, length), jnp.arange(length)
-  _, tokens = jax.lax.scan(step, (last, past), xs)
-  return tokens.T
+  carry = {
+    'x': last,
+    'k': jnp.pad(past.k, grow),
+    'v': jnp.pad(past.v, grow),
+    'step': jnp.zeros((), jnp.int32),
+    'done': jnp.zeros(rows, bool),
+    'out': jnp.full((rows, length), stop, jnp.int32),
+  }
+  more = lambda c: (c['step'] < length - 1) & ~c['done'].all()
+  return choose(jax.lax.while_loop(more, step, carry))[1]['out']
+
+
+def _attend(q, k, v, seen):
+  """One token a row: q [R, H', A] against the cache [R, H, P, A]."""
+  rows, groups = k.shape[:2]
+  q = q.reshape(rows, groups, -1, q.shape[-1])
+  scores = jnp.einsum(
+    'rhgd,rhtd->rhgt', q, k, preferred_element_type=jnp.float32
+  ) / math.sqrt(q.shape[-1])
+  scores = jnp.where(seen[:, None, None], scores, -1e30)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  out = jnp.einsum('rhgt,rhtd->rhgd', weights, v)
+  return out.reshape(rows, -1, q.shape[-1])
 
 
 def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -156,12 +203,12 @@ def complete(
   tokenizer,
   texts: list[str],
   length: int,
-  top_k: int = 1,
+  how: Sampling = Sampling(),
   seed: int = 0,
 ) -> list[str]:
   """Continuations of texts, as texts; cut at the end-of-text token."""
   ids = [tokenizer(t).input_ids for t in texts]
-  return continued(model, params, tokenizer, ids, length, top_k, seed)
+  return continued(model, params, tokenizer, ids, length, how, seed)
 
 
 def continued(
@@ -170,18 +217,17 @@ def continued(
   tokenizer,
   ids: list[list[int]],
   length: int,
-  top_k: int = 1,
+  how: Sampling = Sampling(),
   seed: int = 0,
 ) -> list[str]:
   """`complete` for texts that are encoded already."""
   prompt, sizes = padded(ids)
-  out = generate(
-    model, params, prompt, sizes, length, jax.random.key(seed), top_k
-  )
+  end = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+  key = jax.random.key(seed)
+  out = generate(model, params, prompt, sizes, length, key, how, stop=end)
   said = []
   for row in np.asarray(out).tolist():
-    if tokenizer.eos_token_id in row:
-      row = row[: row.index(tokenizer.eos_token_id)]
+    row = row[: row.index(end)] if end in row else row
     said.append(tokenizer.decode(row))
   return said
 
@@ -212,7 +258,7 @@ def contexts(
     sizes,
     length - len(bos) - 1,
     jax.random.key(seed),
-    5,
+    Sampling(top_k=5),
     special_ids(tokenizer),
   )
   return [
@@ -254,11 +300,11 @@ def documents(
   begin = tokenizer.convert_tokens_to_ids(first)
   prompt, one = np.full((rows, 1), begin, np.int32), np.ones(rows, np.int32)
   count = -(-tokens // length)
-  banned = special_ids(tokenizer)
+  banned, everything = special_ids(tokenizer), Sampling(top_k=0)
   out: list[list[int]] = []
   while len(out) < count:
     key = jax.random.fold_in(jax.random.key(seed), len(out))
-    text = generate(model, params, prompt, one, length, key, 0, banned)
+    text = generate(model, params, prompt, one, length, key, everything, banned)
     out += np.asarray(text).tolist()
     progress(min(len(out), count) * length)
   return out[:count]

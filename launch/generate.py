@@ -24,7 +24,13 @@ _RENDERING = flags.DEFINE_enum(
   'rendering', 'raw', tokens.RENDERINGS, 'How the prompt is put to the model.'
 )
 _LENGTH = flags.DEFINE_integer('length', 32, 'Tokens to add.', lower_bound=1)
-_TOP_K = flags.DEFINE_integer('top_k', 1, '1 is greedy, 0 all.', lower_bound=0)
+_TOP_K = flags.DEFINE_integer(
+  'top_k', 1, '1 is greedy (the rest is not asked), 0 all.', lower_bound=0
+)
+_TOP_P = flags.DEFINE_float(
+  'top_p', 1.0, 'Sample among the likeliest of this mass.', 0.0, 1.0
+)
+_TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Above 0.', 1e-6)
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the sampling.')
 
 
@@ -41,7 +47,7 @@ def main(_):
     loaded.tokenizer,
     texts,
     _LENGTH.value,
-    _TOP_K.value,
+    generate.Sampling(_TOP_K.value, _TOP_P.value, _TEMPERATURE.value),
     _SEED.value,
   )
   for text, answer in zip(texts, said, strict=True):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jedit import generate
 from jedit.models import hf, transformer
 from jedit.types import JeditError
 
@@ -253,20 +252,3 @@ def test_a_cached_prefix_is_the_full_forward(network, cut):
     chex.assert_trees_all_close(
       got[r, : tail[r]], want[r, head[r] : _LENGTH[r]], atol=1e-5
     )
-
-
-def test_greedy_generation_is_step_by_step(network):
-  model, params = network
-  tokens, steps = _tokens(width=9), 6
-  got = generate.generate(
-    model, params, tokens, _LENGTH, steps, jax.random.key(0)
-  )
-  text = np.pad(tokens, ((0, 0), (0, steps)))
-  length = _LENGTH.copy()
-  for step in range(steps):
-    spare = int(text.size - length.sum())  # one shape, one compilation
-    logits = _forward(model, params, text, length, spare)
-    best = jnp.argmax(logits[np.arange(4), length - 1], axis=-1)
-    np.testing.assert_array_equal(got[:, step], best)
-    text[np.arange(4), length] = best
-    length += 1
