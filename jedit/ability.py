@@ -8,8 +8,6 @@ right way round, which that code does not for RTE (`rte/alphaedit-2025` does as
 it does).
 """
 
-import re
-import string
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +15,8 @@ import jax
 import numpy as np
 from sklearn import metrics as scores
 
-from jedit import evaluate, generate
+from jedit import evaluate
+from jedit.answers import contains, last_number
 from jedit.models.transformer import Model
 from jedit.questions import questions
 from jedit.types import JeditError, Params
@@ -83,31 +82,6 @@ def _rte(r: dict, answers: dict[int, int]) -> Item:
 def _open(r: dict) -> Item:
   answers = tuple(r['golden_answers'])
   return Item(f'Question: {r["question"]}\nAnswer:', (), answers)
-
-
-def normal(text: str) -> str:
-  """Lower case, without punctuation, articles and double spaces (SQuAD's)."""
-  kept = ''.join(c for c in text.lower() if c not in string.punctuation)
-  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', kept).split())
-
-
-def contains(said: str, answers: Sequence[str]) -> bool:
-  """Whether an answer is among the words of the first line."""
-  first = f' {normal(said.strip().partition(chr(10))[0])} '
-  return any(f' {normal(a)} ' in first for a in answers if normal(a))
-
-
-def exact(said: str, answers: Sequence[str]) -> bool:
-  """Whether the first line is an answer."""
-  first = normal(said.strip().partition('\n')[0])
-  return any(first == normal(a) for a in answers)
-
-
-def last_number(said: str, answers: Sequence[str]) -> bool:
-  """Whether the last number before a next question is the answer."""
-  found = re.findall(r'-?\d[\d,]*(?:\.\d+)?', said.partition('Question:')[0])
-  value = lambda text: float(text.replace(',', ''))
-  return bool(found) and value(found[-1]) == value(answers[0])
 
 
 TASKS = {
@@ -206,30 +180,6 @@ def choose(
       f'{model.config.context_length}: leave it out'
     )
   return np.nanargmin(evaluate.score(model, params, q, **kwargs).nll, axis=1)
-
-
-def speak(
-  model: Model,
-  params: Params,
-  tokenizer,
-  asked: Sequence[Item],
-  length: int,
-  rows: int = 32,
-  progress: Callable[[int], None] = lambda done: None,
-) -> list[str]:
-  """What the model says, greedily, by items of about the same length."""
-  texts = [i.prompt for i in asked]
-  order = np.argsort([len(t) for t in texts], kind='stable')
-  said: list[str] = [''] * len(texts)
-  for start in range(0, len(texts), rows):
-    part = order[start : start + rows]
-    found = generate.complete(
-      model, params, tokenizer, [texts[i] for i in part], length
-    )
-    for i, text in zip(part, found, strict=True):
-      said[i] = text
-    progress(min(start + rows, len(texts)))
-  return said
 
 
 def table(

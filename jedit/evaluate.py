@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit import metrics
+from jedit import answers, generate, metrics
 from jedit.models import transformer
 from jedit.models.transformer import Model, Past
 from jedit.prompts import round_up
@@ -29,11 +29,13 @@ class Probe(NamedTuple):
       none).
     record: int [Q], index of the request.
     kind: int [Q], index into metrics.ASKED.
+    answers: [Q], what is right, in words.
   """
 
   questions: Questions
   record: np.ndarray
   kind: np.ndarray
+  answers: list[tuple[str, ...]]
 
 
 class Scores(NamedTuple):
@@ -55,20 +57,22 @@ def probe(
   tokenizer, requests: Sequence[Request], rendering: str = 'raw'
 ) -> Probe:
   """All questions of each request."""
-  texts, targets, record, kind = [], [], [], []
+  rows = []
   for number, r in enumerate(requests):
-    both = r.target, r.old_target
-    asked = [('rewrite', r.text, both)]
-    asked += [('paraphrase', text, both) for text in r.paraphrases]
-    asked += [('neighbour', text, both) for text in r.neighbours]
-    asked += [(p.kind, p.prompt, (p.answers[0], None)) for p in r.probes]
-    for which, text, candidates in asked:
-      texts.append(text)
-      targets.append(candidates)
-      record.append(number)
-      kind.append(metrics.ASKED.index(which))
+    both, new = (r.target, r.old_target), (r.target,)
+    asked = [('rewrite', r.text, both, new)]
+    asked += [('paraphrase', text, both, new) for text in r.paraphrases]
+    old = (r.old_target,) if r.old_target else ()
+    asked += [('neighbour', text, both, old) for text in r.neighbours]
+    asked += [
+      (p.kind, p.prompt, (p.answers[0], None), p.answers) for p in r.probes
+    ]
+    rows += [
+      (number, metrics.ASKED.index(kind), *rest) for kind, *rest in asked
+    ]
+  record, kind, texts, targets, right = zip(*rows, strict=True)
   q = questions(tokenizer, texts, targets, rendering)
-  return Probe(q, np.array(record), np.array(kind))
+  return Probe(q, np.array(record), np.array(kind), list(right))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -203,11 +207,34 @@ def known(
   return [r for r, yes in zip(asked, right, strict=True) if yes]
 
 
+def speak(
+  model: Model,
+  params: Params,
+  tokenizer,
+  asked: Questions,
+  length: int = 32,
+  rows: int = 32,
+  progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+  """What the model says to each prompt, greedily, to its end-of-text token."""
+  order = np.argsort(asked.prompt_len, kind='stable')
+  said: list[str] = [''] * len(order)
+  for start in range(0, len(order), rows):
+    part = order[start : start + rows]
+    ids = [asked.prompt[i, : asked.prompt_len[i]].tolist() for i in part]
+    found = generate.continued(model, params, tokenizer, ids, length)
+    for i, text in zip(part, found, strict=True):
+      said[i] = text
+    progress(start + len(part))
+  return said
+
+
 def by_record(
   scores: Scores,
   asked: Probe,
   before: np.ndarray | None = None,
   exclude: set[int] | frozenset[int] = frozenset(),
+  said: Mapping[int, str] | None = None,
   tables: Mapping[str, metrics.Table] = metrics.TABLES,
 ) -> dict[str, np.ndarray]:
   """{table: [N, metrics]} of scored questions (metrics.by_record).
@@ -218,12 +245,18 @@ def by_record(
     before: the guess of the model before the edit; without it nothing can be
       called unchanged.
     exclude: records that are left out.
+    said: what the model says freely to some of the questions, by index.
     tables: what to fill in.
   """
   same = np.full(scores.nll.shape, np.nan)
   if before is not None:
     same = share(scores.guess, before, asked.questions)
   found = metrics.values(asked.kind, scores.nll, scores.correct, same)
+  for name, right in (('exact', answers.exact), ('contains', answers.contains)):
+    found[name] = np.full(len(asked.kind), np.nan)
+    for i, text in (said or {}).items():
+      if asked.answers[i]:
+        found[name][i] = right(text, asked.answers[i])
   return metrics.by_record(asked.record, asked.kind, found, exclude, tables)
 
 

@@ -7,6 +7,9 @@ A metric asks some of a record's questions and counts the answers by a protocol:
   strict       every token of the wanted answer is the most probable one,
                teacher-forced
   token        the share of its tokens that are
+  exact        the model, speaking freely and greedily, says the answer and
+               nothing else in its first line (SQuAD's normal form)
+  contains     it says the answer among other words there
   unchanged    the share of its positions at which the most probable token is
                what it was before the edit; right or wrong
 
@@ -63,6 +66,16 @@ def _three(rewrite: str, specificity: tuple[str, str]) -> tuple[Metric, ...]:
   )
 
 
+def _spoken(protocol: str) -> Table:
+  return Table(
+    (
+      *_three(protocol, ('neighbour', protocol)),
+      Metric('locality', ('locality',), protocol),
+      Metric('portability', ('portability',), protocol),
+    ),
+  )
+
+
 # Whose evaluation each is, and what else is to be known of it: README.
 TABLES = {
   'memit-2022': Table(
@@ -88,6 +101,8 @@ TABLES = {
       Metric('portability', ('portability',), 'token'),
     )
   ),
+  'wild-2025': _spoken('exact'),
+  'jedit-spoken': _spoken('contains'),
 }
 
 
@@ -95,6 +110,8 @@ def values(
   kind: Sequence[int], nll: np.ndarray, correct: np.ndarray, same: np.ndarray
 ) -> dict[str, np.ndarray]:
   """{protocol: [Q]}, what each question counts, 0 to 1; NaN unmeasured.
+
+  Of the protocols that are teacher-forced.
 
   Args:
     kind: index into ASKED of each question.

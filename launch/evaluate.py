@@ -24,7 +24,7 @@ def main(_):
   for line in skipped:
     common.say(f'skipped: {line}')
   params = jax.tree.map(jnp.asarray, loaded.params)
-  judge = measure.measurer(loaded, asked, config.rendering)
+  judge = measure.measurer(loaded, asked, config.rendering, config.spoken)
   measured = judge.after(params, None).metrics
   common.say(
     f'{source}, {len(asked)} records of {path}: percent, and their 95 % '

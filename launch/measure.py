@@ -9,6 +9,7 @@ import numpy as np
 
 from jedit import checkpoint, evaluate, generate, metrics, requests, stats
 from jedit.models.load import Loaded
+from jedit.questions import Questions
 from jedit.records import Request
 from jedit.types import JeditError, Params
 from launch import common
@@ -50,22 +51,25 @@ class Measurer:
   loaded: Loaded
   asked: Sequence[Request]
   probe: evaluate.Probe
+  spoken: np.ndarray  # indices of the questions that are asked freely, too
 
   def before(self, params: Params, base_hash: str) -> Measured:
     """Of the base model; kept in the cache, where any run finds it."""
-    asked = [checkpoint.digest(a.tobytes()) for a in self.probe.questions]
+    arrays = *self.probe.questions, self.spoken
+    asked = [checkpoint.digest(a.tobytes()) for a in arrays]
     key = checkpoint.digest(' '.join([_FORM, base_hash, *asked]).encode())
     path = common.cache_dir() / 'scores' / f'{key}.npz'
     start = time.perf_counter()
     try:
       with np.load(path) as f:
         scores = evaluate.Scores(*(f[n] for n in evaluate.Scores._fields))
-        said = f['said'].tolist()
+        said = f['said'].tolist(), f['spoken'].tolist()
       common.say(f'scores of the base model: {path}')
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-      scores, said = self._run(params, 'before')
-      stats.save_arrays(path, **scores._asdict(), said=said)
-    return self._measured(scores, said, None, start)
+      scores, *said = self._run(params, 'before')
+      both = dict(zip(('said', 'spoken'), said, strict=True))
+      stats.save_arrays(path, **scores._asdict(), **both)
+    return self._measured(scores, *said, None, start)
 
   def after(self, params: Params, before: Measured | None) -> Measured:
     """Of an edited model."""
@@ -74,7 +78,7 @@ class Measurer:
 
   def table(self, params: Params, before: Measured, name: str) -> dict:
     """What results.json says of a model on the way."""
-    return _metrics(self._found(self._scores(params, name), before))
+    return _metrics(self._found(self._scores(params, name), [], before))
 
   def shown(self) -> list[str]:
     """The prompts that are continued."""
@@ -83,7 +87,14 @@ class Measurer:
   def _run(self, params, name):
     model, _, _, tokenizer = self.loaded
     said = generate.complete(model, params, tokenizer, self.shown(), _LENGTH)
-    return self._scores(params, name), said
+    scores, spoken = self._scores(params, name), []
+    if len(self.spoken):
+      q = Questions(*(a[self.spoken] for a in self.probe.questions))
+      with common.bar(len(self.spoken), f'answers {name}', 'prompt') as b:
+        spoken = evaluate.speak(
+          model, params, tokenizer, q, progress=common.ticker(b)
+        )
+    return scores, said, spoken
 
   def _scores(self, params, name):
     with common.bar(len(self.probe.kind), f'evaluation {name}', 'prompt') as b:
@@ -94,15 +105,16 @@ class Measurer:
         progress=common.ticker(b),
       )
 
-  def _found(self, scores, before):
+  def _found(self, scores, spoken, before):
     gone = requests.overwritten(self.asked)
     then = before.guess if before else None
-    return evaluate.by_record(scores, self.probe, then, gone)
+    spoken = dict(zip(self.spoken[: len(spoken)], spoken, strict=True))
+    return evaluate.by_record(scores, self.probe, then, gone, spoken)
 
-  def _measured(self, scores, said, before, start) -> Measured:
+  def _measured(self, scores, said, spoken, before, start) -> Measured:
     first = scores.guess[self.probe.kind == 0, 0, 0]  # one rewrite a record
     says = [self.loaded.tokenizer.decode([i]) for i in first.tolist()]
-    found = self._found(scores, before)
+    found = self._found(scores, spoken, before)
     seconds = time.perf_counter() - start
     return Measured(found, says, said, scores.guess, seconds)
 
@@ -129,9 +141,17 @@ def _metrics(found: dict[str, np.ndarray]) -> dict:
 
 
 def measurer(
-  loaded: Loaded, asked: Sequence[Request], rendering: str
+  loaded: Loaded, asked: Sequence[Request], rendering: str, spoken: int = 0
 ) -> Measurer:
-  """The Measurer of a request set."""
+  """The Measurer of a request set.
+
+  Args:
+    loaded: the model.
+    asked: the requests.
+    rendering: how prompts are put.
+    spoken: of so many records, spread over all, the questions are answered
+      freely, too.
+  """
   probe = evaluate.probe(loaded.tokenizer, asked, rendering)
   room = loaded.model.config.context_length
   q = probe.questions
@@ -142,4 +162,6 @@ def measurer(
       f'record {worst.id}: a question and its answer have {long.max()} tokens, '
       f'the model takes {room}: shorten or remove it'
     )
-  return Measurer(loaded, asked, probe)
+  chosen = np.linspace(0, len(asked), spoken, endpoint=False).astype(int)
+  free = np.flatnonzero(np.isin(probe.record, chosen))
+  return Measurer(loaded, asked, probe, free)

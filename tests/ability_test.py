@@ -102,24 +102,6 @@ def test_the_likeliest_option_is_chosen():
   assert len(set(want)) > 1
 
 
-@pytest.mark.parametrize('said, right', [
-  (' 1,200', True), ('2 and 3 make 1200.0', True), ('1200 is 7', False),
-  ('1200\nQuestion: 3', True), ('none', False), (' -1200', False),
-])  # fmt: skip
-def test_last_number(said, right):
-  assert ability.last_number(said, ('1,200',)) == right
-
-
-@pytest.mark.parametrize('said, has, is_it', [
-  (' Ann', True, True), ('It is the Ann!', True, False), ('Anna', False, False),
-  ('an\nAnn', False, False), (' The ann.\nNext', True, True),
-])  # fmt: skip
-def test_free_answers(said, has, is_it):
-  assert ability.contains(said, ('Bob', 'Ann')) == has
-  assert ability.exact(said, ('Bob', 'Ann')) == is_it
-  assert not ability.contains(said, ('the',))
-
-
 def test_a_table_is_scikit_learn_s():
   rng = np.random.default_rng(0)
   truth, taken = rng.integers(0, 3, (2, 200))

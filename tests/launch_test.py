@@ -73,7 +73,7 @@ def _program(home, name, *args, **kwargs):
 
 def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   work = tmp_path / 'a'
-  run(work, 'alphaedit', curve_every=2)
+  run(work, 'alphaedit', curve_every=2, spoken=3)
   results = json.loads((work / 'results.json').read_text())
   assert results['schema_version'] == 1
   assert results['num_edits'] == 8
@@ -95,14 +95,16 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   found = [json.loads(line)['after']['jedit']['efficacy'] for line in lines]
   after = results['metrics']['after']['counterfact']['argmax']['efficacy']
   assert len(found) == 8 and np.mean(found) == pytest.approx(after)
+  tables = results['metrics']['after']['tables']
+  assert tables['jedit-spoken']['efficacy'] is not None
   assert f'{after:.2f}' in report.render([report.read(str(work))])
   capsys.readouterr()
   stamp = (work / 'results.json').stat().st_mtime_ns
-  run(work, 'alphaedit', curve_every=2)
+  run(work, 'alphaedit', curve_every=2, spoken=3)
   assert 'finished' in capsys.readouterr().out
   assert (work / 'results.json').stat().st_mtime_ns == stamp
   with pytest.raises(JeditError, match='seed was 0, is 1'):
-    run(work, 'alphaedit', curve_every=2, seed=1)
+    run(work, 'alphaedit', curve_every=2, spoken=3, seed=1)
 
 
 def test_an_edit_applies_and_undoes_to_the_bit(run, home, tmp_path):

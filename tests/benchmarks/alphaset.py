@@ -90,7 +90,7 @@ _NAMES = dict(
 def tables(scores, asked, gone: set[int]) -> dict[str, dict]:
   """Percent, Score's interval, Eff of the superseded."""
   rows = lambda exclude: evaluate.by_record(
-    scores, asked, None, exclude, _TABLES
+    scores, asked, exclude=exclude, tables=_TABLES
   )
   kept, out = rows(gone), {}
   ends = metrics.intervals(kept, _TABLES)

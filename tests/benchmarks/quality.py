@@ -96,7 +96,7 @@ def main(_):
 
   def scores(params):
     found = evaluate.score(model, params, probe.questions)
-    rows = evaluate.by_record(found, probe, None, gone, _TABLES)
+    rows = evaluate.by_record(found, probe, exclude=gone, tables=_TABLES)
     return metrics.summary(rows, _TABLES)
 
   def show(name, table, **extra):

@@ -1,0 +1,54 @@
+"""What a model has said, in words: is it right, and is it still language?"""
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+from nltk.tokenize import NLTKWordTokenizer
+
+
+def normal(text: str) -> str:
+  """Lower case, without punctuation, articles and double spaces (SQuAD's)."""
+  kept = ''.join(c for c in text.lower() if c not in string.punctuation)
+  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', kept).split())
+
+
+def contains(said: str, answers: Sequence[str]) -> bool:
+  """Whether an answer is among the words of the first line."""
+  first = f' {normal(said.strip().partition(chr(10))[0])} '
+  return any(f' {normal(a)} ' in first for a in answers if normal(a))
+
+
+def exact(said: str, answers: Sequence[str]) -> bool:
+  """Whether the first line is an answer."""
+  first = normal(said.strip().partition('\n')[0])
+  return any(first == normal(a) for a in answers)
+
+
+def last_number(said: str, answers: Sequence[str]) -> bool:
+  """Whether the last number before a next question is the answer."""
+  found = re.findall(r'-?\d[\d,]*(?:\.\d+)?', said.partition('Question:')[0])
+  value = lambda text: float(text.replace(',', ''))
+  return bool(found) and value(found[-1]) == value(answers[0])
+
+
+def entropy(text: str) -> float:
+  """Fluency: a third of the entropy of word pairs, two of word triples, bits.
+
+  MEMIT's n-gram entropy (x 100 in tables) with NLTK's word tokenizer; a text
+  that repeats itself has little.
+  """
+  words = [
+    word
+    for sentence in re.split(r'(?<=[.!?])\s+', text)
+    for word in NLTKWordTokenizer().tokenize(sentence)
+  ]
+
+  def bits(n):
+    times = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    total = times.total()
+    return -sum(t / total * math.log2(t / total) for t in times.values())
+
+  return bits(2) / 3 + 2 * bits(3) / 3

@@ -1,0 +1,36 @@
+"""What a model has said: right answers, numbers, fluency."""
+
+import math
+
+import pytest
+
+from jedit import answers
+
+
+@pytest.mark.parametrize('said, right', [
+  (' 1,200', True), ('2 and 3 make 1200.0', True), ('1200 is 7', False),
+  ('1200\nQuestion: 3', True), ('none', False), (' -1200', False),
+])  # fmt: skip
+def test_last_number(said, right):
+  assert answers.last_number(said, ('1,200',)) == right
+
+
+@pytest.mark.parametrize('said, has, is_it', [
+  (' Ann', True, True), ('It is the Ann!', True, False), ('Anna', False, False),
+  ('an\nAnn', False, False), (' The ann.\nNext', True, True),
+])  # fmt: skip
+def test_free_answers(said, has, is_it):
+  assert answers.contains(said, ('Bob', 'Ann')) == has
+  assert answers.exact(said, ('Bob', 'Ann')) == is_it
+  assert not answers.contains(said, ('the',))
+
+
+def test_entropy_is_that_of_word_pairs_and_triples():
+  assert answers.entropy('the same the same the same the same') == (
+    pytest.approx((-4 / 7 * math.log2(4 / 7) - 3 / 7 * math.log2(3 / 7)) / 3
+                  + 2 / 3)
+  )  # fmt: skip
+  assert answers.entropy('One, two') == pytest.approx(1 / 3)  # , is a word
+  assert answers.entropy('') == answers.entropy('word') == 0
+  varied = answers.entropy('It rains. We stay at home, and read a book.')
+  assert varied > answers.entropy('It rains. It rains. It rains. It rains.')
