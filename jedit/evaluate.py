@@ -14,7 +14,7 @@ import numpy as np
 
 from jedit import answers, generate, metrics
 from jedit.models import transformer
-from jedit.models.transformer import Model, Past
+from jedit.models.transformer import Model
 from jedit.prompts import round_up
 from jedit.questions import Questions, questions
 from jedit.records import Request
@@ -97,19 +97,20 @@ def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
   guess = jnp.zeros(q.target.shape, jnp.int32)
   guess = guess.at[:, :, 0].set(jnp.argmax(logits, -1)[:, None])
   if tail:
-    more = jnp.arange(long)[None] < (q.target_len.reshape(-1, 1) - 1)
-    start = jnp.repeat(q.prompt_len, count)[:, None]
+    flat = lambda a: a.swapaxes(0, 1).reshape(count * rows, *a.shape[2:])
+    more = jnp.arange(long)[None] < flat(q.target_len)[:, None] - 1
+    start = jnp.tile(q.prompt_len, count)[:, None]
     here = transformer.layout(more, start + jnp.arange(long)[None], tail)
-    target = q.target.reshape(-1, long)
+    target = flat(q.target)
     tokens = transformer.take(target.ravel(), here.slot)
     wanted = transformer.take(jnp.roll(target, -1, axis=1).ravel(), here.slot)
     x = model.embed(params, tokens, here.positions)
-    each = lambda a, axis: jnp.repeat(a, count, axis=axis)
-    past = Past(each(past.k, 1), each(past.v, 1), each(past.mask, 0))
     x, _ = transformer.run(model, params['layers'], x, here, past)
     logits = model.logits(params, x)
     chosen = jnp.take_along_axis(logits, wanted[:, None], axis=1)[:, 0]
-    grid = lambda a: transformer.to_grid(a, here).reshape(rows, count, long)
+    grid = lambda a: (
+      transformer.to_grid(a, here).reshape(count, rows, long).swapaxes(0, 1)
+    )
     nll += grid(jax.nn.logsumexp(logits, -1) - chosen).sum(-1)
     guess = guess.at[:, :, 1:].set(grid(jnp.argmax(logits, -1))[:, :, :-1])
   return nll, guess
