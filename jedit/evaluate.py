@@ -75,6 +75,16 @@ def probe(
   return Probe(q, np.array(record), np.array(kind), list(right))
 
 
+def pick(asked: Probe, index: np.ndarray) -> Probe:
+  """Some of the questions."""
+  return Probe(
+    Questions(*(a[index] for a in asked.questions)),
+    asked.record[index],
+    asked.kind[index],
+    [asked.answers[i] for i in index],
+  )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
   """Of a chunk: -log p, summed over target tokens [R, K], and guess."""

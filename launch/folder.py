@@ -123,9 +123,9 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
     },
     'schedule': 'final',
     'curve': [
-      {k: e[k] for k in ('num_edits', 'metrics')} | {'schedule': 'final'}
+      {'num_edits': e['num_edits'], 'schedule': name, 'metrics': found}
       for e in out.log
-      if 'metrics' in e
+      for name, found in e.get('curve', {}).items()
     ],
     'compat': 'memit-2022',
     'command': common.command(),

@@ -4,12 +4,12 @@ import dataclasses
 import time
 import zipfile
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jedit import checkpoint, evaluate, generate, metrics, requests, stats
 from jedit.models.load import Loaded
-from jedit.questions import Questions
 from jedit.records import Request
 from jedit.types import JeditError, Params
 from launch import common
@@ -44,6 +44,14 @@ class Measured:
     return _metrics(self.found)
 
 
+class Counts(NamedTuple):
+  """Records written at the first score on the way, at the last one, now."""
+
+  first: int
+  before: int
+  now: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Measurer:
   """The questions of a request set, ready for any params of the model."""
@@ -76,9 +84,39 @@ class Measurer:
     start = time.perf_counter()
     return self._measured(*self._run(params, 'after'), before, start)
 
-  def table(self, params: Params, before: Measured, name: str) -> dict:
-    """What results.json says of a model on the way."""
-    return _metrics(self._found(self._scores(params, name), [], before))
+  def curve(
+    self, params: Params, before: Measured, counts: Counts, most: int
+  ) -> dict[str, dict]:
+    """{schedule: metrics} of a model on the way; at most `most` records each.
+
+    immediate: the facts just written; so_far: all that are; first: those that
+    were the first to be scored (retention). Facts that later ones have
+    overwritten by then are left out.
+    """
+    spread = lambda start, end: np.unique(
+      np.linspace(start, end, min(most, end - start), False).astype(int)
+    )
+    chosen = {
+      'immediate': spread(counts.before, counts.now),
+      'so_far': spread(0, counts.now),
+      'first': spread(0, counts.first),
+    }
+    every = np.unique(np.concatenate(list(chosen.values())))
+    here = np.flatnonzero(np.isin(self.probe.record, every))
+    part = evaluate.pick(self.probe, here)
+    scores = self._scores(params, part, f'after {counts.now}')
+    gone = requests.overwritten(self.asked[: counts.now])
+    return {
+      name: _metrics(
+        evaluate.by_record(
+          scores,
+          part,
+          before.guess[here],
+          gone | set(every.tolist()) - set(kept.tolist()),
+        )
+      )
+      for name, kept in chosen.items()
+    }
 
   def shown(self) -> list[str]:
     """The prompts that are continued."""
@@ -87,22 +125,19 @@ class Measurer:
   def _run(self, params, name):
     model, _, _, tokenizer = self.loaded
     said = generate.complete(model, params, tokenizer, self.shown(), _LENGTH)
-    scores, spoken = self._scores(params, name), []
+    scores, spoken = self._scores(params, self.probe, name), []
     if len(self.spoken):
-      q = Questions(*(a[self.spoken] for a in self.probe.questions))
+      q = evaluate.pick(self.probe, self.spoken).questions
       with common.bar(len(self.spoken), f'answers {name}', 'prompt') as b:
         spoken = evaluate.speak(
           model, params, tokenizer, q, progress=common.ticker(b)
         )
     return scores, said, spoken
 
-  def _scores(self, params, name):
-    with common.bar(len(self.probe.kind), f'evaluation {name}', 'prompt') as b:
+  def _scores(self, params, probe, name):
+    with common.bar(len(probe.kind), f'evaluation {name}', 'prompt') as b:
       return evaluate.score(
-        self.loaded.model,
-        params,
-        self.probe.questions,
-        progress=common.ticker(b),
+        self.loaded.model, params, probe.questions, progress=common.ticker(b)
       )
 
   def _found(self, scores, spoken, before):

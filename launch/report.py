@@ -21,6 +21,11 @@ from launch import common, folder, measure, picture
 _RUNS = flags.DEFINE_list('runs', None, 'Run folders.', required=True)
 _OUT = flags.DEFINE_string('out', 'report.html', 'The page.')
 _PAGE = pathlib.Path(__file__).with_name('report.html')
+_SCHEDULES = {
+  'so_far': 'the facts written so far',
+  'immediate': 'facts just written',
+  'first': 'the first facts',
+}
 _FAILED = 20  # facts listed a run
 
 
@@ -93,10 +98,15 @@ def curves(runs: list[Run]) -> dict:
     ),
     'share of value targets reached': lambda e: e['reached'] / e['facts'],
   }
-  scored = lambda table, name: lambda e: e['metrics']['tables'][table][name][0]
+  scored = lambda schedule, table, name: (
+    lambda e: e['curve'][schedule]['tables'][table][name][0]
+  )
   for key in measure.COUNTERFACT.values():
     for metric in metrics.TABLES[key].metrics:
-      heights[f'{key}: {metric.name}, percent'] = scored(key, metric.name)
+      for schedule, words in _SCHEDULES.items():
+        if schedule == 'so_far' or metric.name == 'efficacy':
+          title = f'{key}: {metric.name} of {words}, percent'
+          heights[title] = scored(schedule, key, metric.name)
   out = {}
   for title, height in heights.items():
     lines = {}

@@ -21,7 +21,7 @@ from jedit.models.load import Loaded
 from jedit.types import EditBatch, Editor, JeditError, Params
 from launch import common
 from launch.folder import Log
-from launch.measure import Measured, Measurer
+from launch.measure import Counts, Measured, Measurer
 
 
 class Stream(NamedTuple):
@@ -139,8 +139,13 @@ def run(
       _check(config, entry, store)
       every = config.curve_every
       if every and cursor // every > (cursor - real) // every:
-        entry['metrics'] = judge.table(
-          jedit.join(params), before, f'after {done}'
+        scored = [e['cursor'] for e in log.lines if 'curve' in e]
+        ends = [*scored, cursor][0], [0, *scored][-1], cursor
+        entry['curve'] = judge.curve(
+          jedit.join(params),
+          before,
+          Counts(*(min(n * config.batch_size, len(judge.asked)) for n in ends)),
+          config.curve_records,
         )
       log.add(**entry)  # before the checkpoint: a resumed run lacks no line
       checkpoint.save_step(

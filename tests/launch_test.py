@@ -78,7 +78,17 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   assert results['schema_version'] == 1
   assert results['num_edits'] == 8
   assert len(results['timing']['per_batch_seconds']) == 4
-  assert [p['num_edits'] for p in results['curve']] == [4, 8]
+  points = [(p['num_edits'], p['schedule']) for p in results['curve']]
+  schedules = 'immediate', 'so_far', 'first'
+  assert points == [(n, s) for n in (4, 8) for s in schedules]
+  found = {p: c['metrics']['counterfact'] for p, c in zip(
+    points, results['curve'], strict=True)}  # fmt: skip
+  assert found[4, 'immediate'] == found[4, 'so_far'] == found[4, 'first']
+  final = results['metrics']['after']['counterfact']
+  assert found[8, 'so_far'] == final
+  for kind in 'efficacy', 'generalization', 'specificity':
+    parts = (found[8, s]['probability'][kind] for s in ('immediate', 'first'))
+    assert np.mean(list(parts)) == pytest.approx(final['probability'][kind])
   for when in 'before', 'after':
     for protocol in 'probability', 'argmax':
       row = results['metrics'][when]['counterfact'][protocol]

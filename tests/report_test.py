@@ -48,7 +48,7 @@ def folder(tmp_path):
       'timing': {'edit_seconds_per_fact': 1.5}, 'versions': {'jax': '0.9'},
       'continuations': [{'prompt': 'P', 'before': 'B', 'after': '<A>'}],
     }  # fmt: skip
-    log = [_entry(1), _entry(2, metrics=_table(seed)), _entry(3)]
+    log = [_entry(1), _entry(2, curve={'so_far': _table(seed)}), _entry(3)]
     lines = lambda rows: ''.join(json.dumps(r) + '\n' for r in rows)
     (path / 'config.json').write_text('{"model": "tiny", "seed": 0}')
     (path / 'results.json').write_text(json.dumps(results))
