@@ -146,7 +146,8 @@ def get_config(
       'max_perplexity': 10.0,  # times the base model's; the run stops above
       'max_norm': 3.0,  # times the base norm of any edited matrix
       'memory': 0.0,  # bytes the preflight may plan with; 0: what there is
-      'spoken': 0,  # records whose questions are answered freely, too
+      # Records with free answers to their questions and openings, too.
+      'spoken': 0,
       # launch.evaluate, launch.generate: the params to look at ('' is `model`).
       'params': '',
     }

@@ -236,6 +236,9 @@ def run(
     chosen = choose(model, params, tokenizer, asked, rows=32, progress=progress)
     right = chosen == [i.answer for i in asked]
     return table(asked, right, chosen)
-  said = speak(model, params, tokenizer, asked, task.length, progress=progress)
+  ids = [tokenizer(i.prompt).input_ids for i in asked]
+  said = evaluate.speak(
+    model, params, tokenizer, ids, task.length, progress=progress
+  )
   right = [task.right(s, i.answer) for s, i in zip(said, asked, strict=True)]
   return table(asked, np.array(right), None)

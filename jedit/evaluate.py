@@ -5,7 +5,7 @@ candidate targets. Token ids are joined, never encoded again.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,9 +54,20 @@ class Scores(NamedTuple):
 
 
 def probe(
-  tokenizer, requests: Sequence[Request], rendering: str = 'raw'
+  tokenizer,
+  requests: Sequence[Request],
+  rendering: str = 'raw',
+  openings: Collection[int] = (),
 ) -> Probe:
-  """All questions of each request."""
+  """All questions of each request.
+
+  Args:
+    tokenizer: the model's.
+    requests: the facts.
+    rendering: how prompts are put.
+    openings: indices of the requests whose openings are asked, too; they have
+      no right answer.
+  """
   rows = []
   for number, r in enumerate(requests):
     both, new = (r.target, r.old_target), (r.target,)
@@ -67,6 +78,8 @@ def probe(
     asked += [
       (p.kind, p.prompt, (p.answers[0], None), p.answers) for p in r.probes
     ]
+    if number in openings:
+      asked += [('opening', text, (None, None), ()) for text in r.openings]
     rows += [
       (number, metrics.ASKED.index(kind), *rest) for kind, *rest in asked
     ]
@@ -222,21 +235,66 @@ def speak(
   model: Model,
   params: Params,
   tokenizer,
-  asked: Questions,
+  prompts: Sequence[Sequence[int]],
   length: int = 32,
+  how: generate.Sampling = generate.Sampling(),
   rows: int = 32,
   progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-  """What the model says to each prompt, greedily, to its end-of-text token."""
-  order = np.argsort(asked.prompt_len, kind='stable')
+  """What the model says to each prompt, to its end-of-text token."""
+  order = np.argsort([len(ids) for ids in prompts], kind='stable')
   said: list[str] = [''] * len(order)
   for start in range(0, len(order), rows):
     part = order[start : start + rows]
-    ids = [asked.prompt[i, : asked.prompt_len[i]].tolist() for i in part]
-    found = generate.continued(model, params, tokenizer, ids, length)
+    ids = [list(prompts[i]) for i in part]
+    found = generate.continued(
+      model, params, tokenizer, ids, length, how, seed=start
+    )
     for i, text in zip(part, found, strict=True):
       said[i] = text
     progress(start + len(part))
+  return said
+
+
+OPENED = 100  # tokens of an opening and what follows it, as in MEMIT's code
+
+
+def spoken(
+  model: Model,
+  params: Params,
+  tokenizer,
+  asked: Probe,
+  progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+  """What the model says freely to each question.
+
+  Greedily, 32 tokens; to an opening, drawn among the five most probable, and
+  with the opening before it.
+  """
+  ids = [
+    row[:size].tolist()
+    for row, size in zip(
+      asked.questions.prompt, asked.questions.prompt_len, strict=True
+    )
+  ]
+  opens = asked.kind == metrics.ASKED.index('opening')
+  said: list[str] = [''] * len(ids)
+  done = 0
+  for which, length, how in (
+    (~opens, 32, generate.Sampling()),
+    (opens, OPENED, generate.Sampling(top_k=5)),
+  ):
+    here = np.flatnonzero(which)
+    some = [ids[i] for i in here]
+    length -= min(map(len, some), default=0) if length == OPENED else 0
+    found = speak(
+      model, params, tokenizer, some, length, how,
+      progress=lambda n, done=done: progress(done + n),
+    )  # fmt: skip
+    for i, text in zip(here, found, strict=True):
+      before = tokenizer.decode(ids[i], skip_special_tokens=True)
+      said[i] = before + text if opens[i] else text
+    done += len(here)
   return said
 
 
@@ -268,6 +326,11 @@ def by_record(
     for i, text in (said or {}).items():
       if asked.answers[i]:
         found[name][i] = right(text, asked.answers[i])
+  opens = asked.kind == metrics.ASKED.index('opening')
+  found['entropy'] = np.full(len(opens), np.nan)
+  for i, text in (said or {}).items():
+    if opens[i]:
+      found['entropy'][i] = answers.entropy(text)
   return metrics.by_record(asked.record, asked.kind, found, exclude, tables)
 
 

@@ -10,6 +10,8 @@ A metric asks some of a record's questions and counts the answers by a protocol:
   exact        the model, speaking freely and greedily, says the answer and
                nothing else in its first line (SQuAD's normal form)
   contains     it says the answer among other words there
+  entropy      of the words of a text that it writes after an opening
+               (answers.entropy), times 100: fluency
   unchanged    the share of its positions at which the most probable token is
                what it was before the edit; right or wrong
 
@@ -24,7 +26,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-ASKED = 'rewrite', 'paraphrase', 'neighbour', 'locality', 'portability'
+ASKED = (
+  'rewrite', 'paraphrase', 'neighbour', 'locality', 'portability', 'opening',
+)  # fmt: skip
 KINDS = 'efficacy', 'generalization', 'specificity'
 
 
@@ -81,6 +85,7 @@ TABLES = {
   'memit-2022': Table(
     _three('probability', ('neighbour', 'probability')), 'harmonic'
   ),
+  'memit-2022-text': Table((Metric('fluency', ('opening',), 'entropy'),)),
   'jedit': Table(
     (
       *_three('strict', ('neighbour', 'strict')),

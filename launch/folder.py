@@ -113,6 +113,10 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
     'num_edits': len(judge.asked),
     'batch_size': config.batch_size,
     'metrics': {'before': before.metrics, 'after': after.metrics},
+    'perplexity': {
+      'before': out.log[-1]['base_perplexity'],
+      'after': out.log[-1]['perplexity'],
+    },
     'rendering': config.rendering,
     'timing': {
       'edit_seconds_per_fact': statistics.median(rates),

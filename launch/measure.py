@@ -127,10 +127,10 @@ class Measurer:
     said = generate.complete(model, params, tokenizer, self.shown(), _LENGTH)
     scores, spoken = self._scores(params, self.probe, name), []
     if len(self.spoken):
-      q = evaluate.pick(self.probe, self.spoken).questions
+      part = evaluate.pick(self.probe, self.spoken)
       with common.bar(len(self.spoken), f'answers {name}', 'prompt') as b:
-        spoken = evaluate.speak(
-          model, params, tokenizer, q, progress=common.ticker(b)
+        spoken = evaluate.spoken(
+          model, params, tokenizer, part, common.ticker(b)
         )
     return scores, said, spoken
 
@@ -185,9 +185,11 @@ def measurer(
     asked: the requests.
     rendering: how prompts are put.
     spoken: of so many records, spread over all, the questions are answered
-      freely, too.
+      freely, too, and the openings continued.
   """
-  probe = evaluate.probe(loaded.tokenizer, asked, rendering)
+  chosen = np.linspace(0, len(asked), spoken, endpoint=False).astype(int)
+  chosen = set(chosen.tolist())
+  probe = evaluate.probe(loaded.tokenizer, asked, rendering, chosen)
   room = loaded.model.config.context_length
   q = probe.questions
   long = q.prompt_len + q.target_len.max(-1)
@@ -197,6 +199,5 @@ def measurer(
       f'record {worst.id}: a question and its answer have {long.max()} tokens, '
       f'the model takes {room}: shorten or remove it'
     )
-  chosen = np.linspace(0, len(asked), spoken, endpoint=False).astype(int)
-  free = np.flatnonzero(np.isin(probe.record, chosen))
+  free = np.flatnonzero(np.isin(probe.record, sorted(chosen)))
   return Measurer(loaded, asked, probe, free)

@@ -102,6 +102,18 @@ def test_the_likeliest_option_is_chosen():
   assert len(set(want)) > 1
 
 
+def test_a_task_is_run_as_it_says():
+  model, params, _ = models()
+  tok = Published('bos', params).tok
+  found = ability.items('sst2', [('here', _RECORDS['sst2'])] * 3)
+  table = ability.run('sst2', found, model, params, tok)
+  assert table['accuracy'][0] in (0, 100) and 'mcc' in table
+  done = []
+  found = ability.items('nq', [('here', _RECORDS['nq'])] * 3)
+  table = ability.run('nq', found, model, params, tok, done.append)
+  assert set(table) == {'accuracy'} and done == [3]
+
+
 def test_a_table_is_scikit_learn_s():
   rng = np.random.default_rng(0)
   truth, taken = rng.integers(0, 3, (2, 200))
