@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from jedit import checkpoint, metrics, requests
 from jedit.types import JeditError
-from launch import common, measure
+from launch import common
 
 SCHEMA = 1
+_ALWAYS = 'memit-2022', 'jedit', 'wild-2025', 'jedit-spoken'
 
 
 def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
@@ -163,14 +164,14 @@ def write_records(path: pathlib.Path, judge, before, after) -> None:
 def tables(measured: dict) -> dict[str, dict]:
   """The tables of metrics["before"] or ["after"] that are worth a look.
 
-  MEMIT's and ours, if anything of them was measured; others, if all was.
+  MEMIT's, ours and free answers, if anything was measured; others, if all was.
   """
   if 'tables' not in measured:
     raise JeditError('this run is of an earlier jedit: make it again')
   return {
     name: row
     for name, row in measured['tables'].items()
-    if name in measure.COUNTERFACT.values() or None not in row.values()
+    if name in _ALWAYS or None not in row.values()
   }
 
 

@@ -70,14 +70,7 @@ def headline(runs: list[Run]) -> list[dict]:
       known = name in table and table[name]['cells'] != cells
       if known and when == 'before':  # of other requests
         name = f'{name} ({run.name})'
-      timing = run.results['timing']['edit_seconds_per_fact']
-      table[name] = {
-        'name': name,
-        'cells': cells,
-        'facts': run.results['num_edits'],
-        'seconds': timing if when == 'after' else None,
-        'norm': max(run.log[-1]['norm_ratio']) if when == 'after' else None,
-      }
+      table[name] = {'name': name, 'cells': cells}
   return [
     {
       'compat': compat,
@@ -85,7 +78,24 @@ def headline(runs: list[Run]) -> list[dict]:
       'table': metrics.TABLES[compat],
       'rows': list(rows.values()),
     }
-    for (compat, rendering), rows in tables.items()
+    for (compat, rendering), rows in sorted(
+      tables.items(), key=lambda item: list(metrics.TABLES).index(item[0][0])
+    )
+  ]
+
+
+def costs(runs: list[Run]) -> list[dict]:
+  """What each run took and what it did to the model."""
+  return [
+    {
+      'name': run.name,
+      'method': run.config['method'],
+      'facts': run.results['num_edits'],
+      'seconds': run.results['timing']['edit_seconds_per_fact'],
+      'norm': max(run.log[-1]['norm_ratio']),
+      'perplexity': run.results['perplexity'],
+    }
+    for run in runs
   ]
 
 
@@ -138,6 +148,7 @@ def render(runs: list[Run]) -> str:
   return environment.from_string(_PAGE.read_text()).render(
     runs=runs,
     tables=headline(runs),
+    costs=costs(runs),
     pictures={t: picture.curve(lines) for t, lines in curves(runs).items()},
     failed={run.name: failed(run) for run in runs},
     pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),

@@ -43,6 +43,7 @@ def folder(tmp_path):
     learnt['after']['jedit']['efficacy'] = 100.0
     results = {
       'rendering': rendering, 'num_edits': 30,
+      'perplexity': {'before': 20.0, 'after': 21.5},
       'command': f'launch.edit --{name}',
       'metrics': {'before': _table(0), 'after': _table(seed)},
       'timing': {'edit_seconds_per_fact': 1.5}, 'versions': {'jax': '0.9'},
@@ -50,7 +51,7 @@ def folder(tmp_path):
     }  # fmt: skip
     log = [_entry(1), _entry(2, curve={'so_far': _table(seed)}), _entry(3)]
     lines = lambda rows: ''.join(json.dumps(r) + '\n' for r in rows)
-    (path / 'config.json').write_text('{"model": "tiny", "seed": 0}')
+    (path / 'config.json').write_text('{"model": "tiny", "method": "memit"}')
     (path / 'results.json').write_text(json.dumps(results))
     (path / 'log.jsonl').write_text(lines(log))
     (path / 'records.jsonl').write_text(lines([record, learnt]))
@@ -96,7 +97,7 @@ def test_the_page_is_whole_and_alone(folder):
         assert f'{cell[0]:.2f}' in page
         assert '{:.1f}&ndash;{:.1f}'.format(*cell[1:]) in page
     assert run.results['command'] in page
-  assert '4.250' in page  # the largest norm at the end
+  assert '4.250' in page and '21.50' in page  # at the end
   assert 'Is &lt;b&gt;Ann&lt;/b&gt; in' in page and '&amp; Rome' in page
   assert '&lt;A&gt;' in page and 'r1</td>' not in page
   assert page.count('tiny, unedited') == 3  # once a table
