@@ -5,7 +5,7 @@ candidate targets. Token ids are joined, never encoded again.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jedit import answers, generate, metrics
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
-from jedit.questions import Questions, questions
+from jedit.questions import Questions, bunches, questions
 from jedit.records import Request
 from jedit.types import Params
 
@@ -158,8 +158,7 @@ def score(
   nll = np.zeros(questions.target_len.shape)
   guess = np.zeros(questions.target.shape, np.int32)
   done = 0
-  for chunks in _buckets(questions, rows):
-    cut = _cut(questions, chunks)
+  for chunks, cut in bunches(questions, rows):
     head = max(int(q.prompt_len.sum()) for q in cut)
     tail = max(int(np.maximum(q.target_len - 1, 0).sum()) for q in cut)
     head, tail = round_up(head, 64), round_up(tail, 32) if tail else 0
@@ -172,39 +171,6 @@ def score(
       progress(done)
   size = np.where(questions.target_len, questions.target_len, np.nan)
   return Scores(nll / size, share(guess, questions.target, questions), guess)
-
-
-def _buckets(q: Questions, rows: int) -> Iterator[list[np.ndarray]]:
-  """Chunks of indices of questions of like lengths.
-
-  Lengths are alike if they have the same power of two, so that few programs
-  are compiled.
-  """
-  power = lambda n, least: (
-    2 ** np.ceil(np.log2(np.maximum(n, least))).astype(int)
-  )
-  wide, long = power(q.prompt_len, 64), power(q.target_len.max(-1), 8)
-  for width, length in np.unique(np.stack([wide, long]), axis=1).T.tolist():
-    here = np.flatnonzero((wide == width) & (long == length))
-    room = 8192 // width, 2048 // (q.target.shape[1] * length)
-    size = max(1, min(rows, *room))
-    yield [here[i : i + size] for i in range(0, len(here), size)]
-
-
-def _cut(q: Questions, chunks: list[np.ndarray]) -> list[Questions]:
-  """Each chunk's questions, narrowed alike and filled up to one size."""
-  here = np.concatenate(chunks)
-  wide = round_up(int(q.prompt_len[here].max()), 8)
-  long = round_up(int(q.target_len[here].max()), 4)
-
-  def fill(a, chunk):
-    missing = len(chunks[0]) - len(chunk)
-    return np.pad(a[chunk], [(0, missing), *[(0, 0)] * (a.ndim - 1)])
-
-  whole = Questions(
-    q.prompt[:, :wide], q.prompt_len, q.target[:, :, :long], q.target_len
-  )
-  return [Questions(*(fill(a, chunk) for a in whole)) for chunk in chunks]
 
 
 def share(guess: np.ndarray, tokens: np.ndarray, q: Questions) -> np.ndarray:

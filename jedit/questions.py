@@ -1,6 +1,6 @@
 """Prompts with candidate answers, for evaluation, as padded arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,3 +63,39 @@ def pack(
     for k, a in enumerate(row):
       target[q, k, : len(a)], target_len[q, k] = a, len(a)
   return Questions(prompt, prompt_len, target, target_len)
+
+
+def bunches(
+  q: Questions, rows: int
+) -> Iterator[tuple[list[np.ndarray], list[Questions]]]:
+  """Chunks of questions of like lengths, at most `rows` each: indices, parts.
+
+  Lengths are alike if they have the same power of two, so that few programs
+  are compiled.
+  """
+  power = lambda n, least: (
+    2 ** np.ceil(np.log2(np.maximum(n, least))).astype(int)
+  )
+  wide, long = power(q.prompt_len, 64), power(q.target_len.max(-1), 8)
+  for width, length in np.unique(np.stack([wide, long]), axis=1).T.tolist():
+    here = np.flatnonzero((wide == width) & (long == length))
+    room = 8192 // width, 2048 // (q.target.shape[1] * length)
+    size = max(1, min(rows, *room))
+    chunks = [here[i : i + size] for i in range(0, len(here), size)]
+    yield chunks, _cut(q, chunks)
+
+
+def _cut(q: Questions, chunks: list[np.ndarray]) -> list[Questions]:
+  """Each chunk's questions, narrowed alike and filled up to one size."""
+  here = np.concatenate(chunks)
+  wide = round_up(int(q.prompt_len[here].max()), 8)
+  long = round_up(int(q.target_len[here].max()), 4)
+
+  def fill(a, chunk):
+    missing = len(chunks[0]) - len(chunk)
+    return np.pad(a[chunk], [(0, missing), *[(0, 0)] * (a.ndim - 1)])
+
+  whole = Questions(
+    q.prompt[:, :wide], q.prompt_len, q.target[:, :, :long], q.target_len
+  )
+  return [Questions(*(fill(a, chunk) for a in whole)) for chunk in chunks]

@@ -57,7 +57,8 @@ def _axis(config: ConfigDict, text: str) -> tuple[str, list]:
   if isinstance(now, str):
     return field, [value.strip() for value in listed.split(',')]
   try:
-    return field, ast.literal_eval(f'[{listed}]')
+    endless = re.sub(r'\binf\b', '1e999', listed)  # as a flag takes it
+    return field, ast.literal_eval(f'[{endless}]')
   except (SyntaxError, ValueError) as e:
     raise JeditError(
       f'--grid={text}: write values as Python does, like {now!r}'

@@ -57,6 +57,34 @@ def curve(lines: Mapping[str, tuple[Sequence, Sequence]]) -> str:
   return text.getvalue()[text.getvalue().index('<svg') :]
 
 
+def clouds(
+  path: pathlib.Path,
+  planes: Mapping[str, Sequence[np.ndarray]],
+  names: Sequence[str],
+) -> None:
+  """Writes point clouds [Q, 2] a title, with the shares along both axes."""
+  figure = Figure(figsize=(5.5 * len(planes), 5), layout='constrained')
+  for place, (title, clouds) in enumerate(planes.items()):
+    grid = figure.add_gridspec(
+      2,
+      2 * len(planes),
+      height_ratios=(1, 4),
+      width_ratios=(4, 1) * len(planes),
+    )
+    main = figure.add_subplot(grid[1, 2 * place])
+    above = figure.add_subplot(grid[0, 2 * place], sharex=main)
+    beside = figure.add_subplot(grid[1, 2 * place + 1], sharey=main)
+    for name, cloud in zip(names, clouds, strict=True):
+      main.scatter(*cloud.T, s=4, alpha=0.5, label=name)
+      above.hist(cloud[:, 0], 40, histtype='step')
+      beside.hist(cloud[:, 1], 40, histtype='step', orientation='horizontal')
+    for side in above, beside:
+      side.axis('off')
+    above.set_title(title)
+    main.legend(fontsize='small')
+  _write(figure, path)
+
+
 def _write(figure: Figure, path: pathlib.Path) -> None:
   part = path.with_name(path.name + '.part')
   figure.savefig(part, format='png', dpi=120)

@@ -7,6 +7,7 @@ number stands with its protocol and its 95 % interval; runs that were scored
 under different compat ids are in different tables.
 """
 
+import base64
 import json
 import pathlib
 from typing import NamedTuple
@@ -37,6 +38,8 @@ class Run(NamedTuple):
   results: dict
   log: list[dict]
   records: list[dict]
+  inside: dict | None  # what launch.inside found
+  drift: str  # and its picture, base64; ''
 
 
 def read(where: str) -> Run:
@@ -54,7 +57,11 @@ def read(where: str) -> Run:
       ) from e
   (config,), (results,) = found['config.json'], found['results.json']
   rest = found['log.jsonl'], found['records.jsonl']
-  return Run(path.name, config, results, *rest)
+  more, drift = path / 'inside.json', path / 'drift.png'
+  inside = json.loads(more.read_text()) if more.is_file() else None
+  image = drift.read_bytes() if drift.is_file() else b''
+  image = base64.b64encode(image).decode()
+  return Run(path.name, config, results, *rest, inside, image)
 
 
 def headline(runs: list[Run]) -> list[dict]:

@@ -1,5 +1,6 @@
 """Settings of every test: shapes checked, hypothesis derandomised."""
 
+import importlib.util
 import pathlib
 
 import hypothesis
@@ -75,3 +76,31 @@ def home(tmp_path_factory):
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   folder.write(home)
   return home
+
+
+@pytest.fixture
+def make(home, monkeypatch):
+  """The config of a method: make(method, field=value, ...)."""
+  monkeypatch.setenv('JEDIT_CACHE', str(home / 'cache'))
+  monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+  spec = importlib.util.spec_from_file_location('tiny_config', home / 'tiny.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+
+  def make(of='memit', **fields):
+    config = module.get_config(of)
+    config.update(fields)
+    return config
+
+  return make
+
+
+@pytest.fixture
+def run(make):
+  """launch.edit in this process: run(work, of method, field=value, ...)."""
+  from launch import edit
+
+  def run(work, of='memit', **fields):
+    edit.run(make(of, **fields), str(work))
+
+  return run

@@ -15,7 +15,7 @@ _RANK = {
   'values': 3, 'gradients': 3, 'stats': 3, 'generate': 3, 'restore': 3,
   'hypernetwork': 3.5, 'trace': 3.5,
   'editors': 4, 'sequence': 5, 'foresight': 5, 'evaluate': 6,
-  'ability': 6.5, 'harness': 6.5, 'launch': 7,
+  'ability': 6.5, 'harness': 6.5, 'inside': 5, 'launch': 7,
 }  # fmt: skip
 _GROUP = {'checkpoint': 'models'}
 _FORBIDDEN = 'absl', 'ml_collections', 'tqdm', 'launch', 'configs', 'tests'

@@ -1,6 +1,5 @@
 """The programs on a tiny model: what they write, refuse and go on from."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -19,7 +18,6 @@ from jedit import checkpoint
 from jedit.models import load
 from jedit.types import JeditError
 from launch import (
-  edit,
   foresee,
   grid,
   measure,
@@ -31,33 +29,6 @@ from launch import (
 from tests.folder import CITIES
 
 _ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture
-def make(home, monkeypatch):
-  """The config of a method: make(method, field=value, ...)."""
-  monkeypatch.setenv('JEDIT_CACHE', str(home / 'cache'))
-  monkeypatch.chdir(_ROOT)
-  spec = importlib.util.spec_from_file_location('tiny_config', home / 'tiny.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-
-  def make(of='memit', **fields):
-    config = module.get_config(of)
-    config.update(fields)
-    return config
-
-  return make
-
-
-@pytest.fixture
-def run(make):
-  """launch.edit in this process: run(work, of method, field=value, ...)."""
-
-  def run(work, of='memit', **fields):
-    edit.run(make(of, **fields), str(work))
-
-  return run
 
 
 def _program(home, name, *args, **kwargs):
@@ -346,6 +317,8 @@ def test_a_grid_is_a_product(make):
   got = [(c.layers, c.updates.keep_largest.keep) for c in found.values()]
   assert got == [((0, 1), 0.5), ((0, 1), 1.0), ((2, 3), 0.5), ((2, 3), 1.0)]
   assert next(iter(found)) == 'layers=0,1,updates.keep_largest.keep=0.5'
+  found = grid.points(make(), ['optimiser.early_stop=0.1,inf'])
+  assert [c.optimiser.early_stop for c in found.values()] == [0.1, np.inf]
   axes = ['editor.weight=2', 'method=rect,memit']
   found = list(grid.points(make('rome'), axes[1:], make).values())
   assert [c.editor.name for c in found] == ['memit'] * 2

@@ -1,0 +1,98 @@
+"""What a run did inside its model.
+
+  python -m launch.inside --run=runs/a --prompts=1000
+
+Prints the edited matrices before and after (largest and smallest entry, mean,
+median, norm, condition number, rank of the change) and how far hidden states
+of prompts about other facts (the records' neighbours, or else the edited
+prompts) have moved; writes inside.json and drift.png into the run folder,
+where launch.report finds them.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from jedit import checkpoint, inside
+from jedit.models.load import Loaded, load
+from jedit.questions import questions
+from jedit.types import JeditError
+from launch import common, picture
+
+_RUN = flags.DEFINE_string('run', None, 'Finished run folder.', required=True)
+_PROMPTS = flags.DEFINE_integer('prompts', 1000, 'Prompts looked at, at most.')
+
+
+def main(_):
+  run(_RUN.value, _PROMPTS.value)
+
+
+def run(folder: str, most: int) -> None:
+  """From run folder to pictures."""
+  home = pathlib.Path(folder)
+  if not (home / 'results.json').is_file():
+    raise JeditError(f'--run={folder}: no results.json; name a finished run')
+  config = ConfigDict(json.loads((home / 'config.json').read_text()))
+  base = load(config.model)
+  _, deltas = checkpoint.read_edit(home / 'edits')
+  edited = checkpoint.apply_edit(base.params, home / 'edits')
+  kernel = base.params['layers']['mlp']['down']['kernel']
+  found = {
+    layer: inside.weights(np.asarray(kernel[layer]), delta)
+    for layer, delta in sorted(deltas.items())
+  }
+  _show(found)
+  texts = _prompts(config, base, most)
+  q = questions(base.tokenizer, texts, [(None,)] * len(texts), config.rendering)
+  before, after = (
+    inside.states(base.model, jax.tree.map(jnp.asarray, p), q)
+    for p in (base.params, edited)
+  )
+  moved = inside.drift(before, after)
+  listed = ', '.join(f'{k} {v:.4f}' for k, v in moved.items())
+  common.say(f'\nhidden states of {len(texts)} prompts: {listed}')
+  clouds = {how: inside.plane(before, after, how) for how in ('pca', 't-sne')}
+  picture.clouds(home / 'drift.png', clouds, ('before', 'after'))
+  text = json.dumps(
+    {'weights': found, 'prompts': len(texts), 'drift': moved}, indent=2
+  )
+  checkpoint.write_text(home / 'inside.json', text + '\n')
+  common.say(f'written: {home}/inside.json, {home}/drift.png')
+
+
+def _prompts(config: ConfigDict, base: Loaded, most: int) -> list[str]:
+  """Of facts that were not edited, where records know any."""
+  path = config.requests or common.FACTS
+  if common.file_hash(path) != config.inputs.requests:
+    raise JeditError(f'{path} is not what it was when the run was made')
+  asked, _ = common.read_requests(config, path, base)
+  beside = [text for r in asked for text in r.neighbours]
+  beside += [p.prompt for r in asked for p in r.probes if p.kind == 'locality']
+  texts = list(dict.fromkeys(beside or [r.text for r in asked]))
+  few = np.linspace(0, len(texts), min(most, len(texts)), endpoint=False)
+  return [texts[int(i)] for i in few]
+
+
+def _show(found: dict[int, dict]) -> None:
+  names = 'max', 'min', 'mean', 'median', 'norm', 'condition'
+  common.say(f'{"layer":<14}' + ''.join(f'{n:>12}' for n in names))
+  for layer, row in found.items():
+    for when in 'before', 'after', 'change':
+      name = f'{layer} {when}' + ' %' * (when == 'change')
+      cells = (
+        '-' if row[when][n] is None else f'{row[when][n]:.5g}' for n in names
+      )
+      common.say(f'{name:<14}' + ''.join(f'{c:>12}' for c in cells))
+    common.say(
+      f'{"":<14}largest singular value of the change '
+      f'{row["singular"][0]:.3g}; {row["rank"]} hold 99 % of its square'
+    )
+
+
+if __name__ == '__main__':
+  common.run(main)
