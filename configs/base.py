@@ -148,6 +148,9 @@ def get_config(
       'memory': 0.0,  # bytes the preflight may plan with; 0: what there is
       # Records with free answers to their questions and openings, too.
       'spoken': 0,
+      # Texts about the new facts, for the consistency of what follows openings:
+      # MEMIT's data folder, or a file like its attribute_snippets.json.
+      'references': '',
       # launch.evaluate, launch.generate: the params to look at ('' is `model`).
       'params': '',
     }

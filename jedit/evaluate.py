@@ -270,6 +270,7 @@ def by_record(
   before: np.ndarray | None = None,
   exclude: set[int] | frozenset[int] = frozenset(),
   said: Mapping[int, str] | None = None,
+  consistency: Mapping[int, float] | None = None,
   tables: Mapping[str, metrics.Table] = metrics.TABLES,
 ) -> dict[str, np.ndarray]:
   """{table: [N, metrics]} of scored questions (metrics.by_record).
@@ -281,6 +282,7 @@ def by_record(
       called unchanged.
     exclude: records that are left out.
     said: what the model says freely to some of the questions, by index.
+    consistency: of what it writes after openings (references.py), by index.
     tables: what to fill in.
   """
   same = np.full(scores.nll.shape, np.nan)
@@ -294,9 +296,12 @@ def by_record(
         found[name][i] = right(text, asked.answers[i])
   opens = asked.kind == metrics.ASKED.index('opening')
   found['entropy'] = np.full(len(opens), np.nan)
+  found['tf-idf'] = np.full(len(opens), np.nan)
   for i, text in (said or {}).items():
     if opens[i]:
       found['entropy'][i] = answers.entropy(text)
+  for i, value in (consistency or {}).items():
+    found['tf-idf'][i] = value
   return metrics.by_record(asked.record, asked.kind, found, exclude, tables)
 
 

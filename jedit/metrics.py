@@ -12,6 +12,8 @@ A metric asks some of a record's questions and counts the answers by a protocol:
   contains     it says the answer among other words there
   entropy      of the words of a text that it writes after an opening
                (answers.entropy), times 100: fluency
+  tf-idf       how far such texts use the words of texts about the new fact
+               (references.py): consistency
   unchanged    the share of its positions at which the most probable token is
                what it was before the edit; right or wrong
 
@@ -85,7 +87,12 @@ TABLES = {
   'memit-2022': Table(
     _three('probability', ('neighbour', 'probability')), 'harmonic'
   ),
-  'memit-2022-text': Table((Metric('fluency', ('opening',), 'entropy'),)),
+  'memit-2022-text': Table(
+    (
+      Metric('fluency', ('opening',), 'entropy'),
+      Metric('consistency', ('opening',), 'tf-idf'),
+    )
+  ),
   'jedit': Table(
     (
       *_three('strict', ('neighbour', 'strict')),

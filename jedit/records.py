@@ -44,6 +44,7 @@ class Request:
     neighbours: prompts whose answer is `old_target` and must stay.
     openings: prompts for free generation.
     probes: questions with answers of their own.
+    target_id: of the target, in the knowledge base it was taken from.
   """
 
   id: str
@@ -56,6 +57,7 @@ class Request:
   neighbours: tuple[str, ...] = ()
   openings: tuple[str, ...] = ()
   probes: tuple[Probe, ...] = ()
+  target_id: str | None = None
 
   @property
   def text(self) -> str:
@@ -344,4 +346,5 @@ def parse(record: object, where: str, id: str, target: str = '') -> Request:
     beside,
     opening,
     _probes(record, beside, target, where),
+    id_ if isinstance(id_ := _inside(inner, new, 'id'), str) else None,
   )

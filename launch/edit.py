@@ -92,7 +92,9 @@ def run(
     moment, stats_seconds = moments.get(config, loaded, split, base_hash)
   editor = method.build(config, loaded, moment)
 
-  judge = measure.measurer(loaded, asked, config.rendering, config.spoken)
+  judge = measure.measurer(
+    loaded, asked, config.rendering, config.spoken, config.references
+  )
   before = judge.before(params, base_hash)
   del params
   out = stream.run(config, loaded, editor, split, batches, judge, before, home)

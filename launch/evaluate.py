@@ -24,7 +24,9 @@ def main(_):
   for line in skipped:
     common.say(f'skipped: {line}')
   params = jax.tree.map(jnp.asarray, loaded.params)
-  judge = measure.measurer(loaded, asked, config.rendering, config.spoken)
+  judge = measure.measurer(
+    loaded, asked, config.rendering, config.spoken, config.references
+  )
   measured = judge.after(params, None).metrics
   common.say(
     f'{source}, {len(asked)} records of {path}: percent, and their 95 % '

@@ -1,5 +1,6 @@
 """What a run measures of a model: tables of metrics, and what it says."""
 
+import collections
 import dataclasses
 import time
 import zipfile
@@ -8,9 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jedit import checkpoint, evaluate, generate, metrics, requests, stats
+from jedit import (
+  checkpoint,
+  evaluate,
+  generate,
+  metrics,
+  references,
+  requests,
+  stats,
+)
 from jedit.models.load import Loaded
 from jedit.records import Request
+from jedit.references import References
 from jedit.types import JeditError, Params
 from launch import common
 
@@ -60,6 +70,7 @@ class Measurer:
   asked: Sequence[Request]
   probe: evaluate.Probe
   spoken: np.ndarray  # indices of the questions that are asked freely, too
+  texts: References | None  # about the new facts
 
   def before(self, params: Params, base_hash: str) -> Measured:
     """Of the base model; kept in the cache, where any run finds it."""
@@ -144,7 +155,25 @@ class Measurer:
     gone = requests.overwritten(self.asked)
     then = before.guess if before else None
     spoken = dict(zip(self.spoken[: len(spoken)], spoken, strict=True))
-    return evaluate.by_record(scores, self.probe, then, gone, spoken)
+    consistency = self._consistency(spoken) if self.texts else {}
+    return evaluate.by_record(
+      scores, self.probe, then, gone, spoken, consistency
+    )
+
+  def _consistency(self, spoken: dict[int, str]) -> dict[int, float]:
+    """Of all texts of a record together, for each of its openings."""
+    opening = metrics.ASKED.index('opening')
+    by_record = collections.defaultdict(list)
+    for i in spoken:
+      if self.probe.kind[i] == opening:
+        by_record[self.probe.record[i]].append(i)
+    out = {}
+    for record, here in by_record.items():
+      written = ' '.join(spoken[i] for i in here)
+      value = self.texts.score(self.asked[record], written)
+      if value is not None:
+        out |= dict.fromkeys(here, value)
+    return out
 
   def _measured(self, scores, said, spoken, before, start) -> Measured:
     first = scores.guess[self.probe.kind == 0, 0, 0]  # one rewrite a record
@@ -176,7 +205,11 @@ def _metrics(found: dict[str, np.ndarray]) -> dict:
 
 
 def measurer(
-  loaded: Loaded, asked: Sequence[Request], rendering: str, spoken: int = 0
+  loaded: Loaded,
+  asked: Sequence[Request],
+  rendering: str,
+  spoken: int = 0,
+  texts: str = '',
 ) -> Measurer:
   """The Measurer of a request set.
 
@@ -186,6 +219,7 @@ def measurer(
     rendering: how prompts are put.
     spoken: of so many records, spread over all, the questions are answered
       freely, too, and the openings continued.
+    texts: about the new facts (references.read); '' is none.
   """
   chosen = np.linspace(0, len(asked), spoken, endpoint=False).astype(int)
   chosen = set(chosen.tolist())
@@ -200,4 +234,5 @@ def measurer(
       f'the model takes {room}: shorten or remove it'
     )
   free = np.flatnonzero(np.isin(probe.record, sorted(chosen)))
-  return Measurer(loaded, asked, probe, free)
+  about = references.read(texts) if texts else None
+  return Measurer(loaded, asked, probe, free, about)

@@ -42,7 +42,9 @@ def lines(
   _write(figure, path)
 
 
-def curve(lines: Mapping[str, tuple[Sequence, Sequence]]) -> str:
+def curve(
+  lines: Mapping[str, tuple[Sequence, Sequence]], percent: bool = False
+) -> str:
   """SVG of a line a name through its points (edits, heights)."""
   figure = Figure(figsize=(6, 3.2), layout='constrained')
   axis = figure.subplots()
@@ -50,6 +52,8 @@ def curve(lines: Mapping[str, tuple[Sequence, Sequence]]) -> str:
     heights = [math.nan if v is None else v for v in heights]
     axis.plot(edits, heights, marker='.', label=name)
   axis.set_xlabel('edits')
+  if percent:
+    axis.set_ylim(0, 105)
   axis.legend(fontsize='small')
   text = io.StringIO()
   none = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
@@ -64,16 +68,12 @@ def clouds(
 ) -> None:
   """Writes point clouds [Q, 2] a title, with the shares along both axes."""
   figure = Figure(figsize=(5.5 * len(planes), 5), layout='constrained')
-  for place, (title, clouds) in enumerate(planes.items()):
-    grid = figure.add_gridspec(
-      2,
-      2 * len(planes),
-      height_ratios=(1, 4),
-      width_ratios=(4, 1) * len(planes),
-    )
-    main = figure.add_subplot(grid[1, 2 * place])
-    above = figure.add_subplot(grid[0, 2 * place], sharex=main)
-    beside = figure.add_subplot(grid[1, 2 * place + 1], sharey=main)
+  parts = figure.subfigures(1, len(planes), wspace=0.05, squeeze=False)[0]
+  for part, (title, clouds) in zip(parts, planes.items(), strict=True):
+    grid = part.add_gridspec(2, 2, height_ratios=(1, 4), width_ratios=(4, 1))
+    main = part.add_subplot(grid[1, 0])
+    above = part.add_subplot(grid[0, 0], sharex=main)
+    beside = part.add_subplot(grid[1, 1], sharey=main)
     for name, cloud in zip(names, clouds, strict=True):
       main.scatter(*cloud.T, s=4, alpha=0.5, label=name)
       above.hist(cloud[:, 0], 40, histtype='step')

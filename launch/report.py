@@ -156,7 +156,10 @@ def render(runs: list[Run]) -> str:
     runs=runs,
     tables=headline(runs),
     costs=costs(runs),
-    pictures={t: picture.curve(lines) for t, lines in curves(runs).items()},
+    pictures={
+      title: picture.curve(lines, title.endswith('percent'))
+      for title, lines in curves(runs).items()
+    },
     failed={run.name: failed(run) for run in runs},
     pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
   )

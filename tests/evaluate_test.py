@@ -96,8 +96,8 @@ def test_means_are_those_of_records():
   flags = np.array([1, 0, 1, 0, 1, 1, 0.5, 1.0])
   success = {
     'probability': flags, 'token': flags, 'unchanged': flags,
-    'strict': np.where(flags, np.nan, flags), 'exact': flags, 'entropy': flags,
-    'contains': flags,
+    'strict': np.where(flags, np.nan, flags), 'exact': flags,
+    'contains': flags, 'entropy': flags, 'tf-idf': flags,
   }  # fmt: skip
   rows = metrics.by_record(record, kind, success, exclude={1})
   nan = np.nan

@@ -86,7 +86,7 @@ def test_counterfact():
   assert records.parse(_COUNTERFACT, 'here', '3') == Request(
     '17', '{} works as', 'Ada', 'poet', 'engineer', 'P106',
     ('The job of Ada is', 'Ada is a'), ('Bob works as',),
-    ('Ada spends the day',),
+    ('Ada spends the day',), (), 'Q1',
   )  # fmt: skip
 
 
@@ -159,14 +159,14 @@ _P30 = dataclasses.replace(_OSLO, relation='P30')
   ({'case_id': 7, 'requested_rewrite': [_REWRITE] * 2, 'questions': ['?', '??'],
     'new_answer': 'a', 'new_answer_alias': []}, [
     dict(id=f'7.{i}', prompt='{} works as', subject='Ada', target='poet',
-         old_target='engineer', relation='P106', probes=(
+         old_target='engineer', relation='P106', target_id='Q1', probes=(
            Probe('portability', '?', ('a',)),
            Probe('portability', '??', ('a',)))[:2 * i]) for i in range(2)]),
   ({'requested_rewrite': _REWRITE, 'neighborhood_prompts': [
      ['Bob works as', 'engineer'], ['Eve works as', 'poet']]}, [
     dict(prompt='{} works as', subject='Ada', target='poet',
          old_target='engineer', relation='P106',
-         neighbours=('Bob works as',),
+         neighbours=('Bob works as',), target_id='Q1',
          probes=(Probe('locality', 'Eve works as', ('poet',)),))]),
   ({'text': 'Oslo is in', 'concept': 'Oslo', 'labels': 'Asia'}, [
     {'old_target': None}]),
