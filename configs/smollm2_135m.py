@@ -56,8 +56,19 @@ last column is the largest norm of an edited matrix, times its own):
 
 the same machine, 2026-11-21, float32 products, other programs running: its
 seconds are not given.
-Nothing was tuned. SRFusion keeps a fifth of the entries of each vector, too few
-on this model (adaedit, keep=0.2). At gain=2e-4 AlphaEdit+ gives back all of the
+Nothing was tuned, and pmet had weight=1000 and adaedit keep=0.2, a fifth of the
+entries of each vector, too few on this model. Since then (2026-11-22, bfloat16
+products, the same records):
+
+  pmet weight=300   |  96.7  85.0  69.3  82.1 |  56.7  28.3   6.2  30.4 | 1.020
+  pmet weight=100   |  96.7  83.3  69.7  81.8 |  51.7  27.5   6.0  28.4 | 1.023
+  adaedit keep=0.5  |  91.7  84.2  72.8  82.2 |  70.0  40.8   6.8  39.2 | 1.012
+  adaedit keep=0.8  |  91.7  86.7  72.7  82.9 |  75.0  41.7   7.0  41.2 | 1.011
+
+  python -m launch.sweep --config=configs/smollm2_135m.py:pmet ... \\
+    --grid=editor.weight=100,300 (:adaedit, --grid=editor.keep=0.5,0.8)
+
+Of 60 targets AdaEdit's engine reached 2 or 3 (PMET's 40, which stops early). At gain=2e-4 AlphaEdit+ gives back all of the
 337 to 613 directions a layer that AlphaEdit removes (in 14 of the 15 layers of
 its batches), so that no null space is left; it took the full step in 9 of 15.
 An eigenvector's gain here is 0.3e-3 to 1.4e-3 all along the spectrum (keys of
@@ -94,6 +105,8 @@ def get_config(method='alphaedit'):
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'alphaedit_plus': {'gain': 4e-4},
       'memit': {'weight': 1000.0},
+      'pmet': {'weight': 300.0},
+      'adaedit': {'keep': 0.8},
       'rome': {'batch_size': 1, 'layers': (5, 5)},
       'emmet': {'layers': (5, 5)},
       'mend': {'layers': (26, 28)},

@@ -74,7 +74,7 @@ class Measurer:
 
   def before(self, params: Params, base_hash: str) -> Measured:
     """Of the base model; kept in the cache, where any run finds it."""
-    arrays = *self.probe.questions, self.spoken
+    arrays = *self.probe.questions, self.probe.kind, self.spoken
     asked = [checkpoint.digest(a.tobytes()) for a in arrays]
     key = checkpoint.digest(' '.join([_FORM, base_hash, *asked]).encode())
     path = common.cache_dir() / 'scores' / f'{key}.npz'
