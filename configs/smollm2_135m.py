@@ -68,9 +68,11 @@ products, the same records):
   python -m launch.sweep --config=configs/smollm2_135m.py:pmet ... \\
     --grid=editor.weight=100,300 (:adaedit, --grid=editor.keep=0.5,0.8)
 
-Of 60 targets AdaEdit's engine reached 2 or 3 (PMET's 40, which stops early). At gain=2e-4 AlphaEdit+ gives back all of the
-337 to 613 directions a layer that AlphaEdit removes (in 14 of the 15 layers of
-its batches), so that no null space is left; it took the full step in 9 of 15.
+Of 60 targets AdaEdit's engine reached 2 or 3 (PMET's 40, which stops early).
+
+At gain=2e-4 AlphaEdit+ gives back all of the 337 to 613 directions a layer that
+AlphaEdit removes (in 14 of the 15 layers of its batches), so that no null space
+is left; it took the full step in 9 of 15.
 An eigenvector's gain here is 0.3e-3 to 1.4e-3 all along the spectrum (keys of
 20 AlphaSet facts), so that less than 3e-4 takes all and more than 1e-3 none;
 4e-4, now set, takes 0 to 192 a layer, in the median 15 (2026-11-22, AlphaSet 2:
