@@ -79,6 +79,12 @@ def _rte(r: dict, answers: dict[int, int]) -> Item:
   return Item(text, _TRUTH, answers[r['label']])
 
 
+def _gsm8k(r: dict) -> Item:
+  answer = r['answer'].rpartition('####')[2].strip()
+  float(answer.replace(',', ''))  # a ValueError names the record
+  return Item(f'Question: {r["question"]}\nAnswer:', (), (answer,))
+
+
 def _open(r: dict) -> Item:
   answers = tuple(r['golden_answers'])
   return Item(f'Question: {r["question"]}\nAnswer:', (), answers)
@@ -126,15 +132,7 @@ TASKS = {
   'csqa': Task(_csqa),
   'triviaqa': Task(_open, 32, contains),
   'nq': Task(_open, 32, contains),
-  'gsm8k': Task(
-    lambda r: Item(
-      f'Question: {r["question"]}\nAnswer:',
-      (),
-      (r['answer'].rpartition('####')[2].strip(),),
-    ),
-    200,
-    last_number,
-  ),
+  'gsm8k': Task(_gsm8k, 200, last_number),
   'bbh': Task(
     lambda r: Item(f'Q: {r["input"]}\nA:', (), (r['target'],)), 32, contains
   ),
@@ -164,6 +162,15 @@ def items(name: str, records: Sequence[tuple[str, Any]]) -> list[Item]:
   return out
 
 
+def _fits(model: Model, asked: Sequence[Item], tokens: np.ndarray) -> None:
+  worst, room = int(tokens.argmax()), model.config.context_length
+  if tokens[worst] > room:
+    raise JeditError(
+      f'item {worst} ("{asked[worst].prompt[:40]}...") takes {tokens[worst]} '
+      f'tokens with its answer, the model {room}: leave it out'
+    )
+
+
 def choose(
   model: Model, params: Params, tokenizer, asked: Sequence[Item], **kwargs
 ) -> np.ndarray:
@@ -173,12 +180,7 @@ def choose(
   q = questions(
     tokenizer, [i.prompt for i in asked], [pad(i.options) for i in asked]
   )
-  long = (q.prompt_len + q.target_len.max(-1)).max()
-  if long > model.config.context_length:
-    raise JeditError(
-      f'an item has {long} tokens, the model takes '
-      f'{model.config.context_length}: leave it out'
-    )
+  _fits(model, asked, q.prompt_len + q.target_len.max(-1))
   return np.nanargmin(evaluate.score(model, params, q, **kwargs).nll, axis=1)
 
 
@@ -237,6 +239,7 @@ def run(
     right = chosen == [i.answer for i in asked]
     return table(asked, right, chosen)
   ids = [tokenizer(i.prompt).input_ids for i in asked]
+  _fits(model, asked, np.array([len(i) + task.length for i in ids]))
   said = evaluate.speak(
     model, params, tokenizer, ids, task.length, progress=progress
   )

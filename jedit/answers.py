@@ -15,21 +15,39 @@ def normal(text: str) -> str:
   return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', kept).split())
 
 
+def _first(said: str) -> str:
+  return said.strip().partition('\n')[0].strip()
+
+
 def contains(said: str, answers: Sequence[str]) -> bool:
-  """Whether an answer is among the words of the first line."""
-  first = f' {normal(said.strip().partition(chr(10))[0])} '
-  return any(f' {normal(a)} ' in first for a in answers if normal(a))
+  """Whether an answer is among the words of the first line.
+
+  An answer without a word of its own, like "(A)", is looked for as it is.
+  """
+  first = _first(said)
+  words = f' {normal(first)} '
+  return any(
+    f' {normal(a)} ' in words if normal(a) else a.strip() in first
+    for a in answers
+    if a.strip()
+  )
 
 
 def exact(said: str, answers: Sequence[str]) -> bool:
   """Whether the first line is an answer."""
-  first = normal(said.strip().partition('\n')[0])
-  return any(first == normal(a) for a in answers)
+  first = _first(said)
+  return any(
+    normal(first) == normal(a) if normal(a) else first == a.strip()
+    for a in answers
+    if a.strip()
+  )
 
 
 def last_number(said: str, answers: Sequence[str]) -> bool:
   """Whether the last number before a next question is the answer."""
-  found = re.findall(r'-?\d[\d,]*(?:\.\d+)?', said.partition('Question:')[0])
+  found = re.findall(
+    r'(?<!\d)-?\d[\d,]*(?:\.\d+)?', said.partition('Question:')[0]
+  )
   value = lambda text: float(text.replace(',', ''))
   return bool(found) and value(found[-1]) == value(answers[0])
 

@@ -222,7 +222,8 @@ def speak(
   return said
 
 
-OPENED = 100  # tokens of an opening and what follows it, as in MEMIT's code
+SPOKEN = 32  # tokens of a free answer
+OPENED = 100  # of an opening and what follows it, as in MEMIT's code
 
 
 def spoken(
@@ -244,22 +245,25 @@ def spoken(
     )
   ]
   opens = asked.kind == metrics.ASKED.index('opening')
+  few = min((len(ids[i]) for i in np.flatnonzero(opens)), default=OPENED)
   said: list[str] = [''] * len(ids)
   done = 0
   for which, length, how in (
-    (~opens, 32, generate.Sampling()),
-    (opens, OPENED, generate.Sampling(top_k=5)),
+    (~opens, SPOKEN, generate.Sampling()),
+    (opens, max(OPENED - few, 1), generate.Sampling(top_k=5)),
   ):
     here = np.flatnonzero(which)
-    some = [ids[i] for i in here]
-    length -= min(map(len, some), default=0) if length == OPENED else 0
     found = speak(
-      model, params, tokenizer, some, length, how,
+      model, params, tokenizer, [ids[i] for i in here], length, how,
       progress=lambda n, done=done: progress(done + n),
     )  # fmt: skip
     for i, text in zip(here, found, strict=True):
-      before = tokenizer.decode(ids[i], skip_special_tokens=True)
-      said[i] = before + text if opens[i] else text
+      if opens[i]:
+        more = tokenizer(text, add_special_tokens=False).input_ids
+        more = more[: max(OPENED - len(ids[i]), 1)]
+        before = tokenizer.decode(ids[i], skip_special_tokens=True)
+        text = before + tokenizer.decode(more)
+      said[i] = text
     done += len(here)
   return said
 

@@ -191,7 +191,7 @@ def _attend(q, k, v, seen):
 def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
   """Token rows as a right-padded array [R, P] and their lengths."""
   sizes = np.array([len(r) for r in rows], np.int32)
-  out = np.zeros((len(rows), sizes.max()), np.int32)
+  out = np.zeros((len(rows), round_up(int(sizes.max()), 8)), np.int32)
   for row, ids in zip(out, rows, strict=True):
     row[: len(ids)] = ids
   return out, sizes
@@ -226,9 +226,10 @@ def continued(
   key = jax.random.key(seed)
   out = generate(model, params, prompt, sizes, length, key, how, stop=end)
   said = []
-  for row in np.asarray(out).tolist():
-    row = row[: row.index(end)] if end in row else row
-    said.append(tokenizer.decode(row))
+  marks = set(special_ids(tokenizer).tolist())  # a base model's end, too
+  for row in np.asarray(out)[: len(ids)].tolist():
+    size = next((i for i, t in enumerate(row) if t in marks), len(row))
+    said.append(tokenizer.decode(row[:size]))
   return said
 
 

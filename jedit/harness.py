@@ -49,6 +49,8 @@ class Harness(TemplateLM):
     self.rows, self.max_gen_toks = rows, max_gen_toks
     self.max_length = min(max_length, self.model.config.context_length)
     self.add_bos_token = add_bos_token
+    if self.prefix_token_id is None:
+      raise JeditError('the tokenizer has neither a BOS nor an EOS token')
 
   @property
   def eot_token_id(self) -> int:
@@ -74,6 +76,8 @@ class Harness(TemplateLM):
   def apply_chat_template(
     self, chat_history, add_generation_prompt=True
   ) -> str:
+    if not self.tokenizer.chat_template:
+      raise JeditError('this tokenizer has no chat template')
     return self.tokenizer.apply_chat_template(
       chat_history,
       tokenize=False,
@@ -141,15 +145,19 @@ class Harness(TemplateLM):
         number
       )
     for (length, until, sampled), numbers in groups.items():
+      room = self.max_length - length
       if sampled:
         raise JeditError('do_sample: only greedy generation is offered')
+      if room < 1:
+        raise JeditError(
+          f'max_gen_toks={length} leaves no room for a prompt: max_length is '
+          f'{self.max_length}'
+        )
       texts = [requests[n].args[0] for n in numbers]
       order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
       for start in range(0, len(order), self.rows):
         some = order[start : start + self.rows]
-        ids = [
-          self.tok_encode(texts[i])[-(self.max_length - length) :] for i in some
-        ]
+        ids = [self.tok_encode(texts[i])[-room:] for i in some]
         said = generate.continued(
           self.model, self.params, self.tokenizer, ids, length
         )
@@ -165,5 +173,5 @@ def _how(settings: dict, usual: int) -> tuple[int, tuple[str, ...], bool]:
   until = settings.get('until') or ()
   until = (until,) if isinstance(until, str) else tuple(until)
   length = settings.get('max_gen_toks', settings.get('max_new_tokens', usual))
-  sampled = settings.get('do_sample') or settings.get('temperature', 0) > 0
+  sampled = settings.get('do_sample', (settings.get('temperature') or 0) > 0)
   return int(length), tuple(s for s in until if s), bool(sampled)

@@ -41,7 +41,7 @@ def weights(
       'mean': w.mean(),
       'median': np.median(w),
       'norm': np.linalg.norm(w),
-      'condition': size[0] / size[-1],
+      'condition': size[0] / max(size[-1], 1e-30),
     }
 
   before, change = np.float64(before), np.float64(change)
@@ -93,7 +93,7 @@ def drift(
   Returns:
     moved: mean distance, over the mean norm; cosine: mean, of each state with
     itself; shift: distance of the means, over the spread before (root of the
-    mean square distance from the mean).
+    mean square distance from the mean), 0 of a single state.
   """
   norm = functools.partial(np.linalg.norm, axis=1)
   a, b = np.float64(before), np.float64(after)
@@ -102,7 +102,9 @@ def drift(
   return {
     'moved': float(norm(b - a).mean() / norm(a).mean()),
     'cosine': float(cosine.mean()),
-    'shift': float(np.linalg.norm(b.mean(0) - a.mean(0)) / spread),
+    'shift': float(np.linalg.norm(b.mean(0) - a.mean(0)) / max(spread, 1e-30))
+    if len(a) > 1
+    else 0.0,
   }
 
 

@@ -181,8 +181,8 @@ def _neighbours(record: dict, key: str, old: str | None, where: str):
 _PAIRS = (
   ('locality', 'loc', 'loc_ans'),  # zsRE
   ('locality', 'locality_prompt', 'locality_ground_truth'),  # EasyEdit
-  ('locality', 'locality', 'answer'),
-  ('portability', 'portability', 'answer'),
+  ('locality', 'locality', ''),
+  ('portability', 'portability', ''),
   ('portability', 'questions', 'new_answer'),  # MQuAKE
   ('portability', 'sub_question', 'sub_answer'),  # UnKE
 )
@@ -207,16 +207,21 @@ def _pairs(value: object, answer: object) -> Iterator[tuple[object, object]]:
     asks = next((value[k] for k in _ASKS if k in value), None)
     tells = next((value[k] for k in _TELLS if k in value), None)
     if asks is not None:
-      yield asks, tells
+      yield from (
+        _pairs(asks, tells) if isinstance(asks, list) else ([(asks, tells)])
+      )
       return
     for part in value.values():
       yield from _pairs(part, None)
   elif isinstance(value, list):
-    matched = isinstance(answer, list) and len(answer) == len(value)
+    if isinstance(answer, list) and len(answer) != len(value):
+      raise ValueError(f'{len(value)} questions, {len(answer)} answers')
     for i, part in enumerate(value):
-      one = isinstance(part, list) and len(part) == 2
-      told = part[1] if one else answer[i] if matched else answer
-      yield from [(part[0], told)] if one else _pairs(part, told)
+      told = answer[i] if isinstance(answer, list) else answer
+      if isinstance(part, list) and len(part) == 2:
+        yield part[0], part[1]
+      else:
+        yield from _pairs(part, told)
   elif value is not None:
     yield value, answer
 
@@ -237,6 +242,8 @@ def _probes(
     try:
       for question, answers in _pairs(record.get(ask), tell):
         prompt, told = ' '.join(_texts(question)), tuple(_texts(answers))
+        if ask == 'questions' and told:
+          told += tuple(_texts(record.get('new_answer_alias')))
         if ask == 'loc' and prompt:
           prompt += '?'  # as MEMIT's loader asks it
         if prompt and told and prompt not in neighbours:

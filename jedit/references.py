@@ -55,7 +55,7 @@ def read(path: str | os.PathLike) -> References:
     if isinstance(record, JeditError):
       raise record
     try:
-      some = [s['text'] for s in record['samples']]
+      some = [s['text'].strip() for s in record['samples']]
       for name in {record.get('target_id'), record.get('target')} - {None}:
         texts[record['relation_id'], name] += some
     except (KeyError, TypeError, AttributeError) as e:
@@ -67,7 +67,10 @@ def read(path: str | os.PathLike) -> References:
   if not joined:
     raise JeditError(f'{path}: no text in it')
   if folder is None:
-    return References(joined, TfidfVectorizer().fit(joined.values()))
+    try:
+      return References(joined, TfidfVectorizer().fit(joined.values()))
+    except ValueError as e:
+      raise JeditError(f'{path}: {e}') from e
   try:
     with open_text(folder / _VOCABULARY) as f:
       vectorizer = TfidfVectorizer(vocabulary=json.load(f))

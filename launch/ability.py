@@ -21,7 +21,9 @@ from launch import common
 
 _MODELS = flags.DEFINE_list('models', None, 'Models.', required=True)
 _TASKS = flags.DEFINE_multi_string('task', None, 'NAME=FILE.', required=True)
-_ITEMS = flags.DEFINE_integer('items', 0, 'The first so many; 0: all.')
+_ITEMS = flags.DEFINE_integer(
+  'items', 0, 'The first so many; 0: all.', lower_bound=0
+)
 _HEAD = 'accuracy', 'majority', 'f1', 'mcc'
 
 
@@ -30,8 +32,8 @@ def read() -> dict[str, list[ability.Item]]:
   out = {}
   for text in _TASKS.value:
     name, equals, path = text.partition('=')
-    if not equals:
-      raise JeditError(f'--task={text}: write NAME=FILE')
+    if not equals or name in out:
+      raise JeditError(f'--task={text}: write NAME=FILE, each name once')
     found = ability.items(name, list(read_json(path)))
     out[name] = found[: _ITEMS.value or None]
     if not out[name]:

@@ -43,6 +43,9 @@ def run(
   loaded = loaded or load(config.model)
   model, tokenizer = loaded.model, loaded.tokenizer
   asked, skipped = common.read_requests(config, path, loaded)
+  judge = measure.measurer(
+    loaded, asked, config.rendering, config.spoken, config.references
+  )
   groups, warnings = requests.batched(
     asked, config.batch_size, config.on_collision
   )
@@ -92,9 +95,6 @@ def run(
     moment, stats_seconds = moments.get(config, loaded, split, base_hash)
   editor = method.build(config, loaded, moment)
 
-  judge = measure.measurer(
-    loaded, asked, config.rendering, config.spoken, config.references
-  )
   before = judge.before(params, base_hash)
   del params
   out = stream.run(config, loaded, editor, split, batches, judge, before, home)

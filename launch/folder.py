@@ -180,14 +180,14 @@ def show_metrics(found: dict[str, dict]) -> None:
   last = tables(list(found.values())[-1])
   for table, row in last.items():
     names = [n for n, cell in row.items() if cell]
-    common.say(f'\n{table:<12}' + ''.join(f'{n:>22}' for n in names))
+    common.say(f'\n{table:<20}' + ''.join(f'{n:>22}' for n in names))
     for when, measured in found.items():
       cells = (measured['tables'].get(table, {}).get(n) for n in names)
       shown = (
         '{:.2f} ({:.1f}-{:.1f})'.format(*cell) if cell else '-'
         for cell in cells
       )
-      common.say(f'  {when:<10}' + ''.join(f'{text:>22}' for text in shown))
+      common.say(f'  {when:<18}' + ''.join(f'{text:>22}' for text in shown))
 
 
 def show(results: dict) -> None:

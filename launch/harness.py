@@ -17,7 +17,9 @@ from launch import common
 
 _MODEL = flags.DEFINE_string('model', None, 'The model.', required=True)
 _TASKS = flags.DEFINE_list('tasks', None, 'Task names.', required=True)
-_ITEMS = flags.DEFINE_integer('items', 0, 'The first so many; 0: all.')
+_ITEMS = flags.DEFINE_integer(
+  'items', 0, 'The first so many; 0: all.', lower_bound=0
+)
 _SHOTS = flags.DEFINE_integer('shots', None, "Examples; the task's own number.")
 _INCLUDE = flags.DEFINE_string('include', None, 'Folder of task files.')
 _CHAT = flags.DEFINE_bool('chat', False, "In the model's chat template.")
@@ -33,12 +35,12 @@ def main(_):
   from jedit.harness import Harness
 
   manager = TaskManager(include_path=_INCLUDE.value)
-  unknown = set(_TASKS.value) - set(manager.match_tasks(_TASKS.value))
-  if unknown:
-    raise JeditError(f'--tasks: the harness has no {sorted(unknown)[0]!r}')
+  for name in _TASKS.value:
+    if not manager.match_tasks([name]):
+      raise JeditError(f'--tasks: the harness has no {name!r}')
   found = lm_eval.simple_evaluate(
     Harness(_MODEL.value),
-    tasks=_TASKS.value,
+    tasks=manager.match_tasks(_TASKS.value),
     task_manager=manager,
     limit=_ITEMS.value or None,
     num_fewshot=_SHOTS.value,

@@ -1,6 +1,6 @@
 """What a run did inside its model.
 
-  python -m launch.inside --run=runs/a --prompts=1000
+  python -m launch.inside --folder=runs/a --prompts=1000
 
 Prints the edited matrices before and after (largest and smallest entry, mean,
 median, norm, condition number, rank of the change) and how far hidden states
@@ -24,20 +24,26 @@ from jedit.questions import questions
 from jedit.types import JeditError
 from launch import common, picture
 
-_RUN = flags.DEFINE_string('run', None, 'Finished run folder.', required=True)
-_PROMPTS = flags.DEFINE_integer('prompts', 1000, 'Prompts looked at, at most.')
+_FOLDER = flags.DEFINE_string(
+  'folder', None, 'Finished run folder.', required=True
+)
+_PROMPTS = flags.DEFINE_integer(
+  'prompts', 1000, 'Prompts looked at, at most.', lower_bound=1
+)
 
 
 def main(_):
-  run(_RUN.value, _PROMPTS.value)
+  run(_FOLDER.value, _PROMPTS.value)
 
 
 def run(folder: str, most: int) -> None:
   """From run folder to pictures."""
   home = pathlib.Path(folder)
   if not (home / 'results.json').is_file():
-    raise JeditError(f'--run={folder}: no results.json; name a finished run')
+    raise JeditError(f'--folder={folder}: no results.json; name a finished run')
   config = ConfigDict(json.loads((home / 'config.json').read_text()))
+  if 'target' not in config:
+    raise JeditError(f'{home} is of an earlier jedit: make the run again')
   base = load(config.model)
   _, deltas = checkpoint.read_edit(home / 'edits')
   edited = checkpoint.apply_edit(base.params, home / 'edits')
@@ -47,7 +53,8 @@ def run(folder: str, most: int) -> None:
     for layer, delta in sorted(deltas.items())
   }
   _show(found)
-  texts = _prompts(config, base, most)
+  texts, beside = _prompts(config, base, most)
+  about = 'other' if beside else 'the edited'
   q = questions(base.tokenizer, texts, [(None,)] * len(texts), config.rendering)
   before, after = (
     inside.states(base.model, jax.tree.map(jnp.asarray, p), q)
@@ -55,18 +62,21 @@ def run(folder: str, most: int) -> None:
   )
   moved = inside.drift(before, after)
   listed = ', '.join(f'{k} {v:.4f}' for k, v in moved.items())
-  common.say(f'\nhidden states of {len(texts)} prompts: {listed}')
+  common.say(
+    f'\nhidden states of {len(texts)} prompts about {about} facts: {listed}'
+  )
   clouds = {how: inside.plane(before, after, how) for how in ('pca', 't-sne')}
   picture.clouds(home / 'drift.png', clouds, ('before', 'after'))
   text = json.dumps(
-    {'weights': found, 'prompts': len(texts), 'drift': moved}, indent=2
+    {'weights': found, 'prompts': len(texts), 'about': about, 'drift': moved},
+    indent=2,
   )
   checkpoint.write_text(home / 'inside.json', text + '\n')
   common.say(f'written: {home}/inside.json, {home}/drift.png')
 
 
-def _prompts(config: ConfigDict, base: Loaded, most: int) -> list[str]:
-  """Of facts that were not edited, where records know any."""
+def _prompts(config: ConfigDict, base: Loaded, most: int):
+  """(prompts, whether they are of other facts than the edited ones)."""
   path = config.requests or common.FACTS
   if common.file_hash(path) != config.inputs.requests:
     raise JeditError(f'{path} is not what it was when the run was made')
@@ -75,7 +85,7 @@ def _prompts(config: ConfigDict, base: Loaded, most: int) -> list[str]:
   beside += [p.prompt for r in asked for p in r.probes if p.kind == 'locality']
   texts = list(dict.fromkeys(beside or [r.text for r in asked]))
   few = np.linspace(0, len(texts), min(most, len(texts)), endpoint=False)
-  return [texts[int(i)] for i in few]
+  return [texts[int(i)] for i in few], bool(beside)
 
 
 def _show(found: dict[int, dict]) -> None:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jedit import (
@@ -76,7 +77,14 @@ class Measurer:
     """Of the base model; kept in the cache, where any run finds it."""
     arrays = *self.probe.questions, self.probe.kind, self.spoken
     asked = [checkpoint.digest(a.tobytes()) for a in arrays]
-    key = checkpoint.digest(' '.join([_FORM, base_hash, *asked]).encode())
+    model, tokenizer = self.loaded.model, self.loaded.tokenizer
+    how = (
+      model.config, tokenizer.eos_token_id, jax.default_backend(),
+      jax.config.jax_default_matmul_precision, _SHOWN, _LENGTH,
+      evaluate.SPOKEN, evaluate.OPENED,
+    )  # fmt: skip
+    key = ' '.join([_FORM, base_hash, *asked, repr(how)])
+    key = checkpoint.digest(key.encode())
     path = common.cache_dir() / 'scores' / f'{key}.npz'
     start = time.perf_counter()
     try:
@@ -226,7 +234,8 @@ def measurer(
   probe = evaluate.probe(loaded.tokenizer, asked, rendering, chosen)
   room = loaded.model.config.context_length
   q = probe.questions
-  long = q.prompt_len + q.target_len.max(-1)
+  said = np.where(np.isin(probe.record, sorted(chosen)), evaluate.SPOKEN, 0)
+  long = q.prompt_len + np.maximum(q.target_len.max(-1), said)
   if (long > room).any():
     worst = asked[probe.record[long.argmax()]]
     raise JeditError(

@@ -116,4 +116,12 @@ def check(config: ConfigDict) -> None:
     raise JeditError(
       f'config.validation={config.validation!r}: contexts or test_prompts'
     )
+  for field, least in ('spoken', 0), ('curve_every', 0), ('curve_records', 1):
+    if config[field] < least:
+      raise JeditError(f'config.{field}={config[field]}: at least {least}')
+  if config.references and not config.spoken:
+    raise JeditError(
+      'config.references: consistency is measured of config.spoken records; '
+      'set it above 0'
+    )
   _behind(config)  # refuses bad arguments before anything is computed

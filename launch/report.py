@@ -56,6 +56,8 @@ def read(where: str) -> Run:
         'run launch.edit with this --workdir to its end'
       ) from e
   (config,), (results,) = found['config.json'], found['results.json']
+  if not {'rendering', 'perplexity'} <= set(results):
+    raise JeditError(f'--runs: {path} is of an earlier jedit: make it again')
   rest = found['log.jsonl'], found['records.jsonl']
   more, drift = path / 'inside.json', path / 'drift.png'
   inside = json.loads(more.read_text()) if more.is_file() else None
@@ -69,11 +71,12 @@ def headline(runs: list[Run]) -> list[dict]:
   tables = {}
   for run, when in [(r, w) for r in runs for w in ('before', 'after')]:
     measured = run.results['metrics'][when]['tables']
-    name = run.name if when == 'after' else f'{run.config["model"]}, unedited'
+    plain = run.name if when == 'after' else f'{run.config["model"]}, unedited'
     for key in folder.tables(run.results['metrics']['after']):
       table = tables.setdefault((key, run.results['rendering']), {})
       row = measured.get(key, {})
       cells = [row.get(n) for n in metrics.TABLES[key].names]
+      name = plain
       known = name in table and table[name]['cells'] != cells
       if known and when == 'before':  # of other requests
         name = f'{name} ({run.name})'

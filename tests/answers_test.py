@@ -22,7 +22,13 @@ def test_last_number(said, right):
 def test_free_answers(said, has, is_it):
   assert answers.contains(said, ('Bob', 'Ann')) == has
   assert answers.exact(said, ('Bob', 'Ann')) == is_it
-  assert not answers.contains(said, ('the',))
+
+
+def test_answers_without_words_are_looked_for_as_they_are():
+  assert answers.contains(' (A) or so', ('(A)',))
+  assert not answers.contains('A', ('(A)',))
+  assert answers.exact('(A)', ('(A)',)) and not answers.exact('', ('(A)', ' '))
+  assert not answers.exact('', ('A',)) and not answers.exact('the', ('A',))
 
 
 def test_entropy_is_that_of_word_pairs_and_triples():

@@ -49,7 +49,8 @@ def folder(tmp_path):
       'timing': {'edit_seconds_per_fact': 1.5}, 'versions': {'jax': '0.9'},
       'continuations': [{'prompt': 'P', 'before': 'B', 'after': '<A>'}],
     }  # fmt: skip
-    log = [_entry(1), _entry(2, curve={'so_far': _table(seed)}), _entry(3)]
+    curve = lambda n: {'so_far': _table(seed + n), 'first': _table(n)}
+    log = [_entry(1), *(_entry(n, curve=curve(n)) for n in (2, 3))]
     lines = lambda rows: ''.join(json.dumps(r) + '\n' for r in rows)
     (path / 'config.json').write_text('{"model": "tiny", "method": "memit"}')
     (path / 'results.json').write_text(json.dumps(results))
@@ -101,7 +102,12 @@ def test_the_page_is_whole_and_alone(folder):
   assert 'Is &lt;b&gt;Ann&lt;/b&gt; in' in page and '&amp; Rome' in page
   assert '&lt;A&gt;' in page and 'r1</td>' not in page
   assert page.count('tiny, unedited') == 3  # once a table
-  assert page.count('<figure>') == 3  # what was scored once is no curve
+  titles = [title for title in report.curves(runs) if 'percent' in title]
+  assert (
+    'memit-2022: specificity of the facts written so far, percent' in titles
+  )
+  assert 'jedit: efficacy of the first facts, percent' in titles
+  assert len(titles) == 8 and page.count('<figure>') == 3 + 8
 
 
 def test_unlike_evaluations_share_no_table(folder):
