@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from sklearn import metrics as scores
 
-from jedit import evaluate
+from jedit import evaluate, speech
 from jedit.answers import contains, last_number
 from jedit.models.transformer import Model
 from jedit.questions import questions
@@ -240,7 +240,7 @@ def run(
     return table(asked, right, chosen)
   ids = [tokenizer(i.prompt).input_ids for i in asked]
   _fits(model, asked, np.array([len(i) + task.length for i in ids]))
-  said = evaluate.speak(
+  said = speech.speak(
     model, params, tokenizer, ids, task.length, progress=progress
   )
   right = [task.right(s, i.answer) for s, i in zip(said, asked, strict=True)]

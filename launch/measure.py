@@ -17,6 +17,7 @@ from jedit import (
   metrics,
   references,
   requests,
+  speech,
   stats,
 )
 from jedit.models.load import Loaded
@@ -81,7 +82,7 @@ class Measurer:
     how = (
       model.config, tokenizer.eos_token_id, jax.default_backend(),
       jax.config.jax_default_matmul_precision, _SHOWN, _LENGTH,
-      evaluate.SPOKEN, evaluate.OPENED,
+      speech.SPOKEN, speech.OPENED,
     )  # fmt: skip
     key = ' '.join([_FORM, base_hash, *asked, repr(how)])
     key = checkpoint.digest(key.encode())
@@ -148,7 +149,7 @@ class Measurer:
     if len(self.spoken):
       part = evaluate.pick(self.probe, self.spoken)
       with common.bar(len(self.spoken), f'answers {name}', 'prompt') as b:
-        spoken = evaluate.spoken(
+        spoken = speech.of_probe(
           model, params, tokenizer, part, common.ticker(b)
         )
     return scores, said, spoken
@@ -234,7 +235,7 @@ def measurer(
   probe = evaluate.probe(loaded.tokenizer, asked, rendering, chosen)
   room = loaded.model.config.context_length
   q = probe.questions
-  said = np.where(np.isin(probe.record, sorted(chosen)), evaluate.SPOKEN, 0)
+  said = np.where(np.isin(probe.record, sorted(chosen)), speech.SPOKEN, 0)
   long = q.prompt_len + np.maximum(q.target_len.max(-1), said)
   if (long > room).any():
     worst = asked[probe.record[long.argmax()]]

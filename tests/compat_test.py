@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jedit import answers, evaluate, metrics
+from jedit import answers, evaluate, metrics, speech
 from jedit.models import transformer
 from jedit.records import Probe, Request
 from tests import tiny
@@ -242,7 +242,7 @@ def test_tables_are_the_published_evaluations(kind):
   ids = [
     row[:n].tolist() for row, n in zip(q.prompt, q.prompt_len, strict=True)
   ]
-  said = evaluate.speak(model, params[1], tokenizer(kind), ids, length=1)
+  said = speech.speak(model, params[1], tokenizer(kind), ids, length=1)
   said = {
     i: requests[r].openings[0] if k == opens else text
     for i, (r, k, text) in enumerate(
@@ -300,7 +300,7 @@ def test_free_texts_have_their_openings():
   requests = list(stream('bos'))[:6]
   asked = evaluate.probe(tok, requests, openings={1, 2})
   done = []
-  said = evaluate.spoken(model, params, tok, asked, done.append)
+  said = speech.of_probe(model, params, tok, asked, done.append)
   opens = asked.kind == metrics.ASKED.index('opening')
   assert opens.sum() == 2 and done[-1] == len(said) == len(opens)
   q = asked.questions
@@ -309,6 +309,6 @@ def test_free_texts_have_their_openings():
     if opens[i]:
       assert text.startswith(tok.decode(ids, skip_special_tokens=True))
     else:
-      [want] = evaluate.speak(model, params, tok, [ids])
+      [want] = speech.speak(model, params, tok, [ids])
       assert text == want
-  assert evaluate.spoken(model, params, tok, asked) == said
+  assert speech.of_probe(model, params, tok, asked) == said

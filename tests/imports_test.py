@@ -8,14 +8,14 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 # Lower never imports higher, nor its like; checkpoint counts as part of models.
 _RANK = {
-  'types': 0, 'files': 0.5, 'records': 0.5, 'tokens': 0.5,
+  'types': 0, 'files': 0.5, 'probes': 0.4, 'records': 0.5, 'tokens': 0.5,
   'requests': 1, 'metrics': 1, 'answers': 1, 'references': 1,
   'updates': 1,
   'condition': 2, 'conflict': 2, 'models': 2, 'prompts': 2, 'sharding': 2,
   'questions': 2.1, 'rows': 2.5, 'suffix': 2.7, 'validate': 2.7, 'walk': 2.8,
   'values': 3, 'gradients': 3, 'stats': 3, 'generate': 3, 'restore': 3,
   'hypernetwork': 3.5, 'trace': 3.5,
-  'editors': 4, 'sequence': 5, 'foresight': 5, 'evaluate': 6,
+  'editors': 4, 'sequence': 5, 'foresight': 5, 'evaluate': 6, 'speech': 6.2,
   'ability': 6.5, 'harness': 6.5, 'inside': 5, 'launch': 7,
 }  # fmt: skip
 _GROUP = {'checkpoint': 'models'}

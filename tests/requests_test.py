@@ -142,6 +142,12 @@ _P30 = dataclasses.replace(_OSLO, relation='P30')
     {'paraphrases': ('Oslo lies in',), 'probes': (
       Probe('locality', 'Rome is in', ('Italy', 'IT')),
       Probe('portability', 'So', ('Far',)))}]),
+  (_EASY | {'locality': {'neighborhood': {
+     'prompt': ['Rome is in', 'Bonn is in'],
+     'ground_truth': ['Italy', 'Germany']}}, 'answer': 'no one'}, [
+    {'paraphrases': ('Oslo lies in',), 'probes': (
+      Probe('locality', 'Rome is in', ('Italy',)),
+      Probe('locality', 'Bonn is in', ('Germany',)))}]),
   (_EASY | {'locality': [{'loc': 'who', 'loc_ans': 'me'}]}, [
     {'paraphrases': ('Oslo lies in',), 'probes': (
       Probe('locality', 'who', ('me',)),)}]),
@@ -157,11 +163,11 @@ _P30 = dataclasses.replace(_OSLO, relation='P30')
   ({'edits': [_TRIPLE, _TRIPLE]}, [
     {'id': '0.0', 'relation': 'P30'}, {'id': '0.1', 'relation': 'P30'}]),
   ({'case_id': 7, 'requested_rewrite': [_REWRITE] * 2, 'questions': ['?', '??'],
-    'new_answer': 'a', 'new_answer_alias': []}, [
+    'new_answer': 'a', 'new_answer_alias': ['b']}, [
     dict(id=f'7.{i}', prompt='{} works as', subject='Ada', target='poet',
          old_target='engineer', relation='P106', target_id='Q1', probes=(
-           Probe('portability', '?', ('a',)),
-           Probe('portability', '??', ('a',)))[:2 * i]) for i in range(2)]),
+           Probe('portability', '?', ('a', 'b')),
+           Probe('portability', '??', ('a', 'b')))[:2 * i]) for i in range(2)]),
   ({'requested_rewrite': _REWRITE, 'neighborhood_prompts': [
      ['Bob works as', 'engineer'], ['Eve works as', 'poet']]}, [
     dict(prompt='{} works as', subject='Ada', target='poet',
@@ -199,6 +205,12 @@ def test_records_without_subject():
   )
   named = records.parse({**_QUESTION, 'subject': 'it'}, 'here', '0')
   assert named.prompt == 'Why is {} dark?'
+
+
+def test_questions_without_their_answers():
+  three = _QUESTION | {'sub_question': ['a', 'b', 'c'], 'sub_answer': ['d']}
+  with pytest.raises(JeditError, match='here.*"sub_question".*3 quest.*1 ans'):
+    records.parse(three, 'here', '0')
 
 
 def test_without_subject_a_fact_is_its_prompt():
