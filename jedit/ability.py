@@ -11,7 +11,6 @@ it does).
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from sklearn import metrics as scores
 
@@ -232,7 +231,6 @@ def run(
   progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, tuple[float, float, float]]:
   """The table of a task's items for a model."""
-  params = jax.tree.map(jax.numpy.asarray, params)
   task = TASKS[name]
   if not task.length:
     chosen = choose(model, params, tokenizer, asked, rows=32, progress=progress)
