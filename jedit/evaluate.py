@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit import answers, metrics
+from jedit import answers, metrics, sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
@@ -98,9 +98,17 @@ def pick(asked: Probe, index: np.ndarray) -> Probe:
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _score(model: Model, params: Params, q: Questions, head: int, tail: int):
-  """Of a chunk: -log p, summed over target tokens [R, K], and guess."""
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def _score(model, params, q: Questions, head: int, tail: int, parts: int):
+  """Of a chunk: -log p, summed over target tokens [R, K], and guess.
+
+  `head` and `tail` are tokens that a part of the chunk has at most.
+  """
+  part = lambda *q: _score_part(model, params, Questions(*q), head, tail)
+  return sharding.each_rows(part, parts, *q)
+
+
+def _score_part(model, params, q: Questions, head: int, tail: int):
   rows, wide = q.prompt.shape
   count, long = q.target.shape[1:]
   slots = jnp.broadcast_to(jnp.arange(wide), q.prompt.shape)
@@ -157,13 +165,14 @@ def score(
   """
   nll = np.zeros(questions.target_len.shape)
   guess = np.zeros(questions.target.shape, np.int32)
-  done = 0
-  for chunks, cut in bunches(questions, rows):
-    head = max(int(q.prompt_len.sum()) for q in cut)
-    tail = max(int(np.maximum(q.target_len - 1, 0).sum()) for q in cut)
+  done, parts = 0, sharding.parts()
+  most = lambda counts: int(counts.reshape(parts, -1).sum(1).max())
+  for chunks, cut in bunches(questions, rows, parts):
+    head = max(most(q.prompt_len) for q in cut)
+    tail = max(most(np.maximum(q.target_len - 1, 0)) for q in cut)
     head, tail = round_up(head, 64), round_up(tail, 32) if tail else 0
     for chunk, q in zip(chunks, cut, strict=True):
-      found = jax.device_get(_score(model, params, q, head, tail))
+      found = sharding.fetch(_score(model, params, q, head, tail, parts))
       here = len(chunk)
       nll[chunk] = found[0][:here]
       guess[chunk, :, : q.target.shape[2]] = found[1][:here]

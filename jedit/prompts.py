@@ -6,6 +6,7 @@ is found by character offsets.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -145,6 +146,7 @@ def edit_batches(
   max_length: int | None = None,
   lookup: str = 'subject',
   validation: Sequence[Sequence[int]] | Literal['test_prompts'] = (),
+  parts: int = 1,
 ) -> EditBatch:
   """All batches of a stream as one stacked EditBatch [N, B, ...] (NumPy).
 
@@ -164,6 +166,9 @@ def edit_batches(
       `contexts`. 'test_prompts': the plain prompt and the paraphrases that the
       edit is evaluated on, which leaks the test and is there to reproduce
       AlphaEdit+'s released code.
+    parts: devices that a batch is split over ('data' of the mesh); B is rounded
+      up to a multiple, and requests are dealt out so that every part has about
+      as many tokens.
 
   Raises:
     JeditError: naming the record whose subject or target has no token, or that
@@ -179,7 +184,9 @@ def edit_batches(
 
   before = [[*bos, *c] for c in contexts]
   rows = [[make(r, before) for r in batch] for batch in batches]
-  out = _pack(rows, [[], *before, []], batch_size)
+  size = round_up(batch_size, parts)
+  order = [_dealt(batch, size, parts) for batch in rows]
+  out = _pack(rows, [[], *before, []], order, (parts, size // parts))
   if not validation:
     return out
   unseen = []
@@ -194,7 +201,7 @@ def edit_batches(
     held = lambda r: [*make(r, unseen)[1:-1], _NOTHING]
   rows = [[held(r) for r in batch] for batch in batches]
   prefixes = [*unseen, []] if unseen else [[]] * len(rows[0][0])
-  held = _pack(rows, prefixes, batch_size)
+  held = _pack(rows, prefixes, order, (parts, size // parts))
   return dataclasses.replace(out, validation=held)
 
 
@@ -216,10 +223,33 @@ def _paraphrased(tokenizer, rendering, bos, most, room, request):
   return out + [_NOTHING] * (most - len(out))
 
 
-def _pack(rows, prefixes, batch_size: int) -> EditBatch:
-  """Rows (ids, lookup, target) [N][B][R] as padded arrays."""
+def _dealt(batch, size: int, parts: int) -> list[int]:
+  """The place of each request in a batch of `size`, in `parts` of like length.
+
+  Requests are dealt out by length, there and back again (0 1 1 0 0 1 ...).
+  """
+  if parts == 1:
+    return list(range(len(batch)))
+  length = [-sum(len(ids) for ids, _, _ in request) for request in batch]
+  places = [0] * len(batch)
+  for n, b in enumerate(np.argsort(length, kind='stable').tolist()):
+    lap, part = divmod(n, parts)
+    part = parts - 1 - part if lap % 2 else part
+    places[b] = part * (size // parts) + lap
+  return places
+
+
+def _pack(rows, prefixes, places, size: tuple[int, int]) -> EditBatch:
+  """Rows (ids, lookup, target) [N][B][R] as padded arrays.
+
+  Args:
+    rows: of every request.
+    prefixes: ids of the context of each row.
+    places: where each request goes.
+    size: (parts, requests a part).
+  """
   flat = [row for batch in rows for request in batch for row in request]
-  shape = len(rows), batch_size, len(prefixes)
+  shape = len(rows), size[0] * size[1], len(prefixes)
   wide = round_up(max(lookup for _, lookup, _ in flat), 8)
   long = round_up(max(len(ids) - lookup for ids, lookup, _ in flat), 4)
   head, head_len = np.zeros((*shape, wide), np.int32), np.zeros(shape, np.int32)
@@ -231,7 +261,7 @@ def _pack(rows, prefixes, batch_size: int) -> EditBatch:
   for row, ids in zip(prefix, prefixes, strict=True):
     row[: len(ids)] = ids
   for n, batch in enumerate(rows):
-    for b, request in enumerate(batch):
+    for b, request in zip(places[n], batch, strict=True):
       valid[n, b] = True
       for r, (ids, lookup, target) in enumerate(request):
         at = n, b, r
@@ -240,14 +270,15 @@ def _pack(rows, prefixes, batch_size: int) -> EditBatch:
         tail[at][: len(rest)], tail_len[at] = rest, len(rest)
         if target:
           label[at][len(rest) - len(target) : len(rest)] = target
-  most = lambda a: int(a.reshape(len(rows), -1).sum(1).max())
+  parts = size[0]
   plain = np.where(valid, head_len[:, :, 0] + 1, 0)
-  budget = (
-    round_up(most(head_len), 256),
-    round_up(most(tail_len), 64),
-    round_up(most(plain), 64),
-    round_up(most(label >= 0), 32),
-  )
+  needs = (head_len, 256), (tail_len, 64), (plain, 64), (label >= 0, 32)
+
+  def room(counts, step):
+    most = int(counts.reshape(len(rows) * parts, -1).sum(1).max())
+    return parts * round_up(most, max(step // parts, 16))
+
+  budget = tuple(itertools.starmap(room, needs))
   every = lambda a: np.broadcast_to(a, (len(rows), *a.shape))
   rest = head, head_len, tail, tail_len, label, valid, budget
-  return EditBatch(every(prefix), every(prefix_len), *rest)
+  return EditBatch(every(prefix), every(prefix_len), *rest, parts=parts)

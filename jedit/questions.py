@@ -66,12 +66,12 @@ def pack(
 
 
 def bunches(
-  q: Questions, rows: int
+  q: Questions, rows: int, parts: int = 1
 ) -> Iterator[tuple[list[np.ndarray], list[Questions]]]:
   """Chunks of questions of like lengths, at most `rows` each: indices, parts.
 
   Lengths are alike if they have the same power of two, so that few programs
-  are compiled.
+  are compiled. The parts have a multiple of `parts` rows.
   """
   power = lambda n, least: (
     2 ** np.ceil(np.log2(np.maximum(n, least))).astype(int)
@@ -82,17 +82,17 @@ def bunches(
     room = 8192 // width, 2048 // (q.target.shape[1] * length)
     size = max(1, min(rows, *room))
     chunks = [here[i : i + size] for i in range(0, len(here), size)]
-    yield chunks, _cut(q, chunks)
+    yield chunks, _cut(q, chunks, round_up(len(chunks[0]), parts))
 
 
-def _cut(q: Questions, chunks: list[np.ndarray]) -> list[Questions]:
-  """Each chunk's questions, narrowed alike and filled up to one size."""
+def _cut(q: Questions, chunks: list[np.ndarray], rows: int) -> list[Questions]:
+  """Each chunk's questions, narrowed alike and filled up to `rows`."""
   here = np.concatenate(chunks)
   wide = round_up(int(q.prompt_len[here].max()), 8)
   long = round_up(int(q.target_len[here].max()), 4)
 
   def fill(a, chunk):
-    missing = len(chunks[0]) - len(chunk)
+    missing = rows - len(chunk)
     return np.pad(a[chunk], [(0, missing), *[(0, 0)] * (a.ndim - 1)])
 
   whole = Questions(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jedit import sharding
 from jedit.files import open_text, read_json
 from jedit.models import transformer
 from jedit.models.transformer import Model
@@ -38,7 +39,9 @@ class Sums(NamedTuple):
 
 def zeros(layers: int, width: int) -> Sums:
   """The empty sum."""
-  zero = lambda: jnp.zeros((layers, width, width), jnp.float32)
+  zero = lambda: sharding.by_rows(
+    np.zeros((layers, width, width), np.float32), width
+  )
   return Sums(zero(), zero(), jnp.zeros(()))
 
 
@@ -59,22 +62,28 @@ def add(
     tokens: ids, right-padded.
     mask: which of them count.
   """
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  at = transformer.layout(mask, positions, tokens.size)
-  x = model.embed(
-    params, transformer.take(tokens.ravel(), at.slot), at.positions
-  )
-  x, _ = transformer.run(model, params['below'], x, at)
-  real = (at.slot < tokens.size)[:, None]
 
-  def square(trace):
-    key = jnp.where(real, trace.key, 0).astype(jnp.float32)
-    return jnp.matmul(key.T, key, precision=jax.lax.Precision.HIGHEST)
+  def part(tokens, mask, whole):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    at = transformer.layout(mask, positions, tokens.size)
+    x = model.embed(
+      params, transformer.take(tokens.ravel(), at.slot), at.positions
+    )
+    x, _ = transformer.run(model, params['below'], x, at)
+    real = (at.slot < tokens.size)[:, None]
 
-  _, new = transformer.run(model, params['site'], x, at, keep=square)
-  new = new - sums.lost
+    def square(trace):
+      key = jnp.where(real, trace.key, 0).astype(jnp.float32)
+      total = jnp.matmul(key.T, key, precision=jax.lax.Precision.HIGHEST)
+      return whole.sum(total)
+
+    return transformer.run(model, params['site'], x, at, keep=square)[1]
+
+  new = sharding.each_part_of(part, tokens, mask) - sums.lost
   total = sums.total + new
-  return Sums(total, (total - sums.total) - new, sums.count + mask.sum())
+  lost = (total - sums.total) - new
+  total, lost = sharding.by_rows((total, lost), total.shape[-1])
+  return Sums(total, lost, sums.count + mask.sum())
 
 
 def mean(sums: Sums) -> SecondMoment:

@@ -51,6 +51,8 @@ class EditBatch:
     valid: bool [B], False for requests that only fill the batch up.
     budget: static sizes (head, tail, plain, scored) of the packed layouts, at
       least the number of real tokens of each kind in any batch.
+    parts: static; into how many the requests are split over devices, in order,
+      each with its share of the budget (sharding.each_part).
     validation: None, or rows of the same requests to choose by, that no value
       is optimised on and no key is read from, with contexts of their own (no
       plain row; the KL row is empty).
@@ -66,12 +68,14 @@ class EditBatch:
   valid: jax.Array
   budget: tuple[int, int, int, int]
   validation: 'EditBatch | None' = None
+  parts: int = 1
 
 
+_STATIC = 'budget', 'parts'
 jax.tree_util.register_dataclass(
   EditBatch,
-  [f.name for f in dataclasses.fields(EditBatch) if f.name != 'budget'],
-  ['budget'],
+  [f.name for f in dataclasses.fields(EditBatch) if f.name not in _STATIC],
+  _STATIC,
 )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.rows import Rows, advance, enter
+from jedit.sharding import Whole
 from jedit.types import EditBatch, Params
 
 
@@ -38,13 +39,13 @@ class Held(NamedTuple):
 
 
 def enter_held(
-  model: Model, params: Params, batch: EditBatch
+  model: Model, params: Params, batch: EditBatch, whole: Whole
 ) -> tuple[Rows, Held]:
   """Validation rows at the site's entrance; the params are split."""
   rows = enter(model, params, batch)
   share = (batch.label >= 0).sum(-1, keepdims=True)  # target tokens of a row
   some = (share > 0).sum(1, keepdims=True)  # rows of a fact with any
-  facts = (some > 0).sum()
+  facts = whole.sum((some > 0).sum())
   weight = (batch.label >= 0) / jnp.maximum(share * some * facts, 1)
   heads = [(0, 0), (0, 0), (batch.head.shape[-1], 0)]
   grid = lambda x, fill: jnp.pad(x, heads, constant_values=fill).ravel()
@@ -58,12 +59,14 @@ def enter_held(
   return rows, Held(token, take(label), take(weight))
 
 
-def score(model: Model, params: Params, rows: Rows, held: Held) -> Score:
+def score(
+  model: Model, params: Params, rows: Rows, held: Held, whole: Whole
+) -> Score:
   """Of rows at the entrance of the layers above the site."""
   x = advance(model, params['above'], rows)[0].x
   logits = model.logits(params, transformer.take(x, held.token))
   chosen = jnp.take_along_axis(logits, held.label[:, None], -1)[:, 0]
   chance = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
   right = logits.max(-1) <= chosen
-  total = lambda x: jnp.sum(x * held.weight)
+  total = lambda x: whole.sum(jnp.sum(x * held.weight))
   return Score(total(chance), total(right))

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.rows import Rows, advance, crop
+from jedit.sharding import Whole
 from jedit.types import EditBatch, Params, Targets, apply_updates
 from jedit.validate import enter_held, score
 
@@ -68,8 +70,13 @@ def walk(
   solve: Solve,
   spread: str = 'left',
   plain_weight: float | None = 0.5,
+  whole: Whole = Whole(),
 ):
-  """Layer after layer: (dW [E, F, D], posterior, residuals [E], notes)."""
+  """Layer after layer: (dW [E, F, D], posterior, residuals [E], notes).
+
+  `batch`, `rows` and `targets` may be a part of what is solved together; what a
+  layer is asked for, and all that comes out, is of the whole.
+  """
   divisor = _DIVISOR[spread]
   site, wide = params['site'], batch.head.shape[-1]
   count, per = batch.tail.shape[:2]
@@ -88,7 +95,7 @@ def walk(
   share = share / share.sum()
   unseen, held = None, None
   if batch.validation is not None:
-    unseen, held = enter_held(model, params, batch.validation)
+    unseen, held = enter_held(model, params, batch.validation, whole)
 
   def block(layer, x, at, past=None):
     attend = transformer.attention(at, x.shape[0], past)
@@ -125,7 +132,7 @@ def walk(
     end = lambda delta: jax.lax.fori_loop(
       index + 1, layers, onward, behind(delta)
     )
-    return behind, lambda delta: score(model, params, end(delta), held)
+    return behind, lambda delta: score(model, params, end(delta), held, whole)
 
   def step(carry, xs):
     x, before, unseen = carry
@@ -142,13 +149,15 @@ def walk(
     if held is not None:
       behind, scored = validator(layer, index, unseen)
     distance = jnp.linalg.norm(missing, axis=-1)
-    asked = Asked(
-      keys, every[:, 0], wrong, distance, batch.valid, index, scored
-    )  # fmt: skip
-    delta, prior, notes = solve(prior, asked)
+    of_all = keys, every[:, 0], wrong, distance, batch.valid
+    asked = Asked(*map(whole.gather, of_all), index, scored)
+    by_rows = lambda prior: sharding.by_rows(prior, keys.shape[1])
+    delta, prior, notes = solve(by_rows(prior), asked)
+    delta, prior = sharding.constrain(delta, 'model', None), by_rows(prior)
     layer = _changed(layer, delta)
-    missed = jnp.linalg.norm(wrong - keys @ delta)
-    residual = missed / jnp.maximum(jnp.linalg.norm(wrong), 1e-30)
+    wrote = sharding.constrain(asked.keys, None, 'model') @ delta
+    missed = jnp.linalg.norm(asked.residuals - wrote)
+    residual = missed / jnp.maximum(jnp.linalg.norm(asked.residuals), 1e-30)
     before = model.value(layer, before_mid, before_key)
     unseen = behind(delta) if behind else None
     carry = model.value(layer, mid, key), before, unseen

@@ -25,6 +25,9 @@ jaxtyping.install_import_hook(
   'beartype.beartype',
 )  # fmt: skip
 
+# Meshes are of simulated devices.
+jax.config.update('jax_num_cpu_devices', 8)
+
 # Tiny programs compile for seconds and run for milliseconds.
 jax.config.update('jax_disable_most_optimizations', True)
 

@@ -293,20 +293,44 @@ def test_validation_rows():
   assert not batch.tail_len[0, 2].any()
 
 
-def test_budget_holds_every_batch():
+@pytest.mark.parametrize('parts', [1, 4])
+def test_budget_holds_every_part_of_every_batch(parts):
   tok = tokenizer('plain')
   make = lambda i: Request(
     '0', 'The capital of {} is', 'France ' * i + 'x', 'a'
   )
   batches = [[make(i) for i in range(1, 30)], [make(40)]]
   contexts = [tok('It is a city', add_special_tokens=False).input_ids] * 5
-  batch = prompts.edit_batches(tok, batches, contexts, 29)
+  batch = prompts.edit_batches(tok, batches, contexts, 29, parts=parts)
+  assert batch.parts == parts and batch.valid.shape == (
+    2,
+    29 if parts == 1 else 32,
+  )
   plain = np.where(batch.valid, batch.head_len[:, :, 0] + 1, 0)
   need = batch.head_len, batch.tail_len, plain, batch.label >= 0
-  steps = 256, 64, 64, 32
+  steps = (256, 64, 64, 32) if parts == 1 else (64, 16, 16, 16)
   for size, real, step in zip(batch.budget, need, steps, strict=True):
-    most = real.reshape(2, -1).sum(1).max()
-    assert most <= size < most + step and size % step == 0
+    each = real.reshape(2 * parts, -1).sum(1)
+    assert each.max() <= size // parts < each.max() + step
+    assert size % (parts * step) == 0
+    if parts > 1:  # of the first batch, as many tokens for each part
+      assert np.ptp(each[:parts]) <= 0.15 * each[:parts].max()
+
+
+def test_parts_hold_the_same_requests():
+  tok = tokenizer('plain')
+  make = lambda i: Request(str(i), 'Capital of {} is', 'France ' * i, 'a')
+  batches = [[make(i) for i in (3, 1, 4, 1, 5, 9, 2)], [make(6)]]
+  one, three = (
+    prompts.edit_batches(tok, batches, [], 7, parts=parts) for parts in (1, 3)
+  )
+  assert three.valid.shape == (2, 9) and three.valid.sum() == 8
+  for n in range(2):
+    rows = [
+      sorted(b.head[n][b.valid[n]].reshape(-1, b.head.shape[-1]).tolist())
+      for b in (one, three)
+    ]
+    assert rows[0] == rows[1]
 
 
 def test_questions():

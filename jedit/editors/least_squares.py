@@ -15,6 +15,7 @@ from jedit import values
 from jedit.condition import condition
 from jedit.models.transformer import Model
 from jedit.rows import enter
+from jedit.sharding import Whole, by_rows, each_part
 from jedit.types import EditBatch, Editor, EditReport, EditState, Params
 from jedit.walk import Solve, walk
 
@@ -76,7 +77,7 @@ def least_squares(
         'the second moments of these layers'
       )
     zero, layers = jnp.zeros((), jnp.int32), len(kernel)
-    start = jax.tree.map(jnp.asarray, prior)
+    start = by_rows(prior, shape[1])
     state = EditState(start, zero, optimise.init(params), None)
     none = jnp.zeros(layers)
     report = EditReport(
@@ -85,31 +86,37 @@ def least_squares(
     return state._replace(report=report)
 
   def update(batch: EditBatch, state: EditState, params: Params):
-    rows = enter(model, params, batch)
-    targets = optimise.run(params, rows, batch, state.engine)
-    delta, posterior, residual, said = walk(
-      model,
-      params,
-      rows,
-      batch,
-      targets,
-      state.prior,
-      solve,
-      spread,
-      plain_weight,
-    )
-    facts = batch.valid.sum()
-    report = EditReport(
-      facts,
-      targets.reached.sum(),
-      targets.steps.sum(),
-      jnp.sum(targets.loss * batch.valid) / jnp.maximum(facts, 1),
-      residual,
-      said,
-    )
+    def part(batch: EditBatch, whole: Whole):
+      rows = enter(model, params, batch)
+      targets = optimise.run(params, rows, batch, state.engine)
+      delta, posterior, residual, said = walk(
+        model,
+        params,
+        rows,
+        batch,
+        targets,
+        state.prior,
+        solve,
+        spread,
+        plain_weight,
+        whole,
+      )
+      total = lambda x: whole.sum(x.sum())
+      facts = total(batch.valid)
+      report = EditReport(
+        facts,
+        total(targets.reached),
+        total(targets.steps),
+        total(targets.loss * batch.valid) / jnp.maximum(facts, 1),
+        residual,
+        said,
+      )
+      return delta, posterior, report
+
+    delta, posterior, report = each_part(part, batch)
     new = state._replace(
       prior=posterior if remember else state.prior,
-      count=state.count + facts,
+      count=state.count + report.facts,
       report=report,
     )
     return {'site': {'mlp': {'down': {'kernel': delta}}}}, new
