@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model, take
 from jedit.rows import Rows, enter, plain
@@ -150,7 +151,9 @@ def factors(
   layers, _, width = params['site']['mlp']['down']['kernel'].shape
   zero = jnp.zeros((layers, kept.size, width))
   (total, key), grad = jax.value_and_grad(loss, has_aux=True)(zero)
-  mask = lambda a: jnp.where(real[:, None], a, 0)
+  mask = lambda a: sharding.constrain(
+    jnp.where(real[:, None], a, 0), None, None
+  )
   return Factors(mask(key), mask(grad), real[None], total)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Layout, Model, Trace
 from jedit.types import EditBatch, Params
@@ -38,7 +39,8 @@ def plain(batch: EditBatch) -> EditBatch:
   tails = min(tails, count * batch.tail.shape[-1])
   # Every row but the KL row scores the same target.
   budget = plains, tails, plains, -(-scored // (per - 1))
-  first = lambda a: a[:, :1]
+  # What learns from gradients is not split over devices by requests.
+  first = lambda a: sharding.constrain(a[:, :1], *(None,) * a.ndim)
   return EditBatch(
     batch.prefix[:1, :1],
     batch.prefix_len[:1],
@@ -55,7 +57,8 @@ def enter(model: Model, params: Params, batch: EditBatch) -> Rows:
   def embed(tokens, mask, positions, size):
     at = transformer.layout(mask, positions, size)
     tokens = transformer.take(tokens.ravel(), at.slot)
-    return model.embed(params, tokens, at.positions), at
+    x = model.embed(params, tokens, at.positions)
+    return sharding.constrain(x, None, None), at
 
   count, per, wide = batch.head.shape
   slots = jnp.arange(batch.prefix.shape[-1])[None]

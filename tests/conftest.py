@@ -1,6 +1,7 @@
 """Settings of every test: shapes checked, hypothesis derandomised."""
 
 import importlib.util
+import os
 import pathlib
 
 import hypothesis
@@ -25,7 +26,9 @@ jaxtyping.install_import_hook(
   'beartype.beartype',
 )  # fmt: skip
 
-# Meshes are of simulated devices.
+# Meshes are of simulated devices. Each waits for the others in a thread of one
+# pool, which must hold all that can wait at once.
+os.environ.setdefault('NPROC', '32')
 jax.config.update('jax_num_cpu_devices', 8)
 
 # Tiny programs compile for seconds and run for milliseconds.

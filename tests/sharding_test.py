@@ -12,7 +12,7 @@ import jedit
 from jedit import evaluate, questions, sharding, stats
 from jedit.types import JeditError
 from tests import tiny
-from tests.editors_test import EDITORS, engine
+from tests.editors_test import EDITORS, GRADIENT, engine
 
 MESHES = (8, 1), (4, 2), (2, 4), (1, 8)
 every_mesh = pytest.mark.parametrize('sizes', MESHES)
@@ -39,7 +39,10 @@ def placed(mesh, fsdp=False, parts=None):
 def edit(name, params, batches):
   """(dW, report, compiled) of an editor."""
   model, _ = tiny.model()
-  editor = EDITORS[name](model, tiny.moment(), optimise=engine())
+  if name in GRADIENT:
+    editor = GRADIENT[name](model, tiny.moment())
+  else:
+    editor = EDITORS[name](model, tiny.moment(), optimise=engine())
   fn = jax.jit(lambda *args: jedit.edit_sequence(editor, *args))
   compiled = fn.lower(params, editor.init(params), batches).compile()
   out, _, report = compiled(params, editor.init(params), batches)
@@ -82,7 +85,9 @@ def test_edits_are_those_of_one_device(alone, sizes):
   assert gathered or sizes == (1, 8)  # the regular expression finds some
 
 
-@pytest.mark.parametrize('name', ['alphaedit_plus', 'adaedit', 'blue'])
+@pytest.mark.parametrize(
+  'name', ['alphaedit_plus', 'adaedit', 'blue', 'kde', 'ultraedit']
+)
 def test_other_editors_on_a_mesh(alone, name):
   mesh = sharding.mesh(4, 2)
   with jax.set_mesh(mesh):
