@@ -146,6 +146,11 @@ def get_config(
       'max_perplexity': 10.0,  # times the base model's; the run stops above
       'max_norm': 3.0,  # times the base norm of any edited matrix
       'memory': 0.0,  # bytes the preflight may plan with; 0: what there is
+      # Devices: facts are split over data_parallel of them (0: all there are),
+      # matrices over model_parallel; with fsdp, over both.
+      'data_parallel': 0,
+      'model_parallel': 1,
+      'fsdp': False,
       # Records with free answers to their questions and openings, too.
       'spoken': 0,
       # Texts about the new facts, for the consistency of what follows openings:

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
+from jedit import files
 from jedit.models import hf
 from jedit.types import JeditError, Params
 
@@ -43,6 +44,8 @@ def digest(data: bytes) -> str:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file whole or not at all."""
+  if not files.writes():
+    return
   path = pathlib.Path(path)
   part = path.with_name(path.name + '.part')
   part.write_text(text)
@@ -67,16 +70,18 @@ def save(path: str | os.PathLike, tree) -> None:
 
 
 def load(path: str | os.PathLike, like):
-  """Pytree of a checkpoint; `like` gives structure, shapes and dtypes."""
+  """Pytree of a checkpoint; `like` gives structure, shapes and dtypes.
+
+  Arrays come back laid out as those of `like` are, on whatever devices.
+  """
   path = pathlib.Path(path).absolute()
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape,
-      x.dtype,
-      sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
-    ),
-    like,
-  )
+  alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def shape(x):
+    where = (x.sharding if isinstance(x, jax.Array) else None) or alone
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  like = jax.tree.map(shape, like)
   try:
     found = ocp.load(path, _filled(like))
   except Exception as e:  # orbax raises many kinds for a damaged folder
@@ -101,7 +106,7 @@ def save_step(
   """Saves checkpoint `number` of a folder and drops all but the last ones."""
   folder = pathlib.Path(folder)
   save(folder / f'{number:06d}', tree)
-  for old in steps(folder)[:-keep]:
+  for old in steps(folder)[:-keep] if files.writes() else ():
     shutil.rmtree(folder / f'{old:06d}', ignore_errors=True)
 
 
@@ -121,6 +126,8 @@ def write_edit(
     manifest: what to remember of the edit; must hold 'layers' and 'base_hash'.
     state: the editor's state, to go on editing later; or None.
   """
+  if not files.writes():
+    return
   folder = pathlib.Path(folder)
   part = folder.with_name(folder.name + '.part')
   shutil.rmtree(part, ignore_errors=True)
@@ -177,6 +184,11 @@ def apply_edit(
     kernel[layer] = (kernel[layer].astype(np.float64) + change).astype(
       kernel.dtype
     )
+  return with_kernel(params, kernel)
+
+
+def with_kernel(params: Params, kernel) -> Params:
+  """Unsplit params with other down-projections [L, F, D]."""
   mlp = params['layers']['mlp']
   down = {**mlp['down'], 'kernel': kernel}
   return {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
@@ -227,7 +228,7 @@ def continued(
   out = generate(model, params, prompt, sizes, length, key, how, stop=end)
   said = []
   marks = set(special_ids(tokenizer).tolist())  # a base model's end, too
-  for row in np.asarray(out)[: len(ids)].tolist():
+  for row in sharding.fetch(out)[: len(ids)].tolist():
     size = next((i for i, t in enumerate(row) if t in marks), len(row))
     said.append(tokenizer.decode(row[:size]))
   return said
@@ -264,7 +265,7 @@ def contexts(
   )
   return [
     (i + o.tolist())[: length - len(bos)]
-    for i, o in zip(ids, np.asarray(out), strict=True)
+    for i, o in zip(ids, sharding.fetch(out), strict=True)
   ]
 
 
@@ -306,6 +307,6 @@ def documents(
   while len(out) < count:
     key = jax.random.fold_in(jax.random.key(seed), len(out))
     text = generate(model, params, prompt, one, length, key, everything, banned)
-    out += np.asarray(text).tolist()
+    out += sharding.fetch(text).tolist()
     progress(min(len(out), count) * length)
   return out[:count]

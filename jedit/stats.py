@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jedit import sharding
-from jedit.files import open_text, read_json
+from jedit.files import open_text, read_json, writes
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.types import JeditError, Params, SecondMoment
@@ -157,7 +157,8 @@ def collect(
   partial = None if partial is None else pathlib.Path(partial)
   if partial is not None and partial.is_file():
     with np.load(partial) as f:
-      sums = Sums(*(jnp.asarray(f[name]) for name in Sums._fields))
+      sums = Sums(*(f[name] for name in Sums._fields))
+      sums = Sums(*sharding.by_rows(sums, width))
       done = int(f['done'])
   for number, (tokens, mask) in enumerate(batches, 1):
     if number <= done:
@@ -173,11 +174,14 @@ def collect(
 
 def save_arrays(path: str | os.PathLike, **arrays) -> None:
   """Writes a .npz file whole or not at all."""
+  arrays = sharding.fetch(arrays)
+  if not writes():
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + '.part')
   with part.open('wb') as f:
-    np.savez(f, **{k: np.asarray(v) for k, v in arrays.items()})
+    np.savez(f, **arrays)
   part.rename(path)
 
 

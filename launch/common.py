@@ -15,9 +15,10 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from jedit import generate, prompts, requests
+from jedit import files, generate, prompts, requests
 from jedit.models.load import Loaded
 from jedit.types import JeditError
+from launch import devices
 
 FACTS = pathlib.Path(jedit.__file__).parent / 'data' / 'facts.jsonl'
 PROSE = pathlib.Path(jedit.__file__).parent / 'data' / 'prose.txt'
@@ -69,6 +70,7 @@ def run(main) -> None:
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     try:
+      devices.connect()
       main(argv)
     except JeditError as e:
       fail(str(e))
@@ -155,6 +157,7 @@ def bar(total: int, name: str, unit: str) -> tqdm:
   return tqdm(
     total=total,
     desc=name,
+    disable=not files.writes(),
     unit=unit,
     smoothing=0.1,
     dynamic_ncols=True,
@@ -167,4 +170,7 @@ def ticker(progress: tqdm):
   return lambda done: progress.update(done - progress.n)
 
 
-say = functools.partial(print, flush=True)
+def say(text: str) -> None:
+  """A line on screen, by the first process."""
+  if files.writes():
+    print(text, flush=True)

@@ -7,15 +7,21 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, generate, prompts, requests
+from jedit import checkpoint, generate, prompts, requests, sharding
 from jedit.models.load import Loaded, load
-from launch import common, folder, measure, method, moments, preflight, stream
+from launch import (
+  common,
+  devices,
+  folder,
+  measure,
+  method,
+  moments,
+  preflight,
+  stream,
+)
 
 _CONFIG = common.config_flag()
 _WORKDIR = common.workdir_flag()
@@ -38,6 +44,11 @@ def run(
     loaded: config.model, where it is open already.
   """
   method.check(config)
+  with devices.use(config):
+    _run(config, workdir, loaded)
+
+
+def _run(config, workdir, loaded):
   path = config.requests or common.FACTS
   inputs = {'requests': common.file_hash(path)}
   loaded = loaded or load(config.model)
@@ -60,12 +71,12 @@ def run(
   for line in [f'skipped: {s}' for s in skipped] + warnings:
     common.say(line)
   done = home / 'results.json'
-  if done.is_file():
+  if devices.agreed(done.is_file()):
     common.say('this run is finished; its results:')
     folder.show(json.loads(done.read_text()))
     return
 
-  params = jax.tree.map(jnp.asarray, loaded.params)
+  params = devices.put(config, loaded)
   texts = folder.remembered(
     home / 'contexts.json',
     lambda: generate.contexts(model, params, tokenizer, config.seed),
@@ -87,6 +98,7 @@ def run(
     model.config.context_length,
     config.lookup,
     held,
+    sharding.parts(),
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)
@@ -98,21 +110,26 @@ def run(
   before = judge.before(params, base_hash)
   del params
   out = stream.run(config, loaded, editor, split, batches, judge, before, home)
-  edited = jax.device_get(jedit.join(out.params))
+  edited = jedit.join(out.params)
   after = judge.after(edited, before)
+  site, kernel = sharding.fetch(
+    (_site(out.params), edited['layers']['mlp']['down']['kernel'])
+  )
   checkpoint.write_edit(
     home / 'edits',
-    _kernel(jedit.split(loaded.params, lo, hi)),
-    _kernel(out.params),
+    _site(jedit.split(loaded.params, lo, hi)),
+    site,
     {
       'model': config.model,
       'layers': list(range(lo, hi + 1)),
       'method': config.method,
       'num_edits': len(asked),
       'base_hash': base_hash,
-      'edited_hash': checkpoint.fingerprint(edited),
+      'edited_hash': checkpoint.fingerprint(
+        checkpoint.with_kernel(loaded.params, kernel)
+      ),
     },
-    out.state,
+    sharding.fetch(out.state),
   )
   folder.write_records(home / 'records.jsonl', judge, before, after)
   results = folder.results(config, judge, before, after, out, stats_seconds)
@@ -122,8 +139,8 @@ def run(
   common.say(f'run folder: {home}')
 
 
-def _kernel(split) -> np.ndarray:
-  return np.asarray(split['site']['mlp']['down']['kernel'])
+def _site(split):
+  return split['site']['mlp']['down']['kernel']
 
 
 if __name__ == '__main__':

@@ -6,24 +6,27 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jedit.models.load import load
-from launch import common, folder, measure
+from launch import common, devices, folder, measure
 
 _CONFIG = common.config_flag()
 
 
 def main(_):
-  config = _CONFIG.value
+  with devices.use(_CONFIG.value):
+    run(_CONFIG.value)
+
+
+def run(config: ConfigDict) -> None:
   path = config.requests or common.FACTS
   source = config.params or config.model
   loaded = load(source)
   asked, skipped = common.read_requests(config, path, loaded)
   for line in skipped:
     common.say(f'skipped: {line}')
-  params = jax.tree.map(jnp.asarray, loaded.params)
+  params = devices.put(config, loaded)
   judge = measure.measurer(
     loaded, asked, config.rendering, config.spoken, config.references
   )

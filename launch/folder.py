@@ -7,14 +7,17 @@ import platform
 import statistics
 import time
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jedit import checkpoint, metrics, requests
+from jedit import checkpoint, files, metrics, requests
 from jedit.types import JeditError
-from launch import common
+from launch import common, devices
 
 SCHEMA = 1
+# A run may go on on other devices.
+_DEVICES = 'data_parallel', 'model_parallel', 'fsdp', 'memory'
 _ALWAYS = 'memit-2022', 'jedit', 'wild-2025', 'jedit-spoken'
 
 
@@ -27,6 +30,8 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
     facts: what else must agree to go on (hashes of inputs).
   """
   resolved = json.loads(config.to_json_best_effort()) | {'inputs': facts}
+  if not workdir and jax.process_count() > 1:
+    raise JeditError('name a --workdir that all processes share')
   path = pathlib.Path(workdir or _new_name(config))
   known = path / 'config.json'
   if known.is_file():
@@ -36,7 +41,11 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
       raise JeditError(
         f'{known} is damaged ({e}); name another --workdir'
       ) from e
-    wrong = [k for k in old | resolved if old.get(k) != resolved.get(k)]
+    wrong = [
+      k
+      for k in old | resolved
+      if old.get(k) != resolved.get(k) and k not in _DEVICES
+    ]
     if wrong:
       listed = '; '.join(
         f'{k} was {old.get(k)!r}, is {resolved.get(k)!r}' for k in wrong
@@ -47,6 +56,7 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
       )
   elif path.exists() and any(p.suffix != '.part' for p in path.iterdir()):
     raise JeditError(f'{path} holds something else; name another --workdir')
+  devices.wait('folder')  # all have looked before one writes
   path.mkdir(parents=True, exist_ok=True)
   checkpoint.write_text(known, json.dumps(resolved, indent=2) + '\n')
   return path
@@ -77,14 +87,17 @@ class Log:
 
   def add(self, **entry) -> None:
     self.lines.append(entry)
+    if not files.writes():
+      return
     with self.path.open('a') as f:
       f.write(json.dumps(entry) + '\n')
 
 
 def remembered(path: pathlib.Path, make):
   """What a JSON file holds; made and written first if it is not there."""
-  if not path.is_file():
+  if not devices.agreed(path.is_file()):
     checkpoint.write_text(path, json.dumps(make()) + '\n')
+    devices.wait(path.name)
   return json.loads(path.read_text())
 
 

@@ -24,7 +24,7 @@ from jedit.models.load import Loaded
 from jedit.records import Request
 from jedit.references import References
 from jedit.types import JeditError, Params
-from launch import common
+from launch import common, devices
 
 _SHOWN, _LENGTH = 3, 16  # prompts continued, tokens each
 _FORM = '1'  # of what is kept of the base model; older files are left alone
@@ -88,12 +88,11 @@ class Measurer:
     key = checkpoint.digest(key.encode())
     path = common.cache_dir() / 'scores' / f'{key}.npz'
     start = time.perf_counter()
-    try:
-      with np.load(path) as f:
-        scores = evaluate.Scores(*(f[n] for n in evaluate.Scores._fields))
-        said = f['said'].tolist(), f['spoken'].tolist()
+    known = _read(path)
+    if devices.agreed(known is not None):
       common.say(f'scores of the base model: {path}')
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      scores, *said = known
+    else:
       scores, *said = self._run(params, 'before')
       both = dict(zip(('said', 'spoken'), said, strict=True))
       stats.save_arrays(path, **scores._asdict(), **both)
@@ -190,6 +189,16 @@ class Measurer:
     found = self._found(scores, spoken, before)
     seconds = time.perf_counter() - start
     return Measured(found, says, said, scores.guess, seconds)
+
+
+def _read(path) -> tuple[evaluate.Scores, list[str], list[str]] | None:
+  """What is kept of the base model; None if nothing usable is."""
+  try:
+    with np.load(path) as f:
+      scores = evaluate.Scores(*(f[n] for n in evaluate.Scores._fields))
+      return scores, f['said'].tolist(), f['spoken'].tolist()
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return None
 
 
 def _metrics(found: dict[str, np.ndarray]) -> dict:

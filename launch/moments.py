@@ -3,15 +3,14 @@
 import json
 import time
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jedit import checkpoint, generate, stats
+from jedit import checkpoint, generate, sharding, stats
 from jedit.models.load import Loaded
+from jedit.prompts import round_up
 from jedit.tokens import start_ids
 from jedit.types import JeditError, SecondMoment
-from launch import common
+from launch import common, devices
 
 
 def identity(config: ConfigDict, loaded: Loaded, base_hash: str) -> str:
@@ -50,7 +49,7 @@ def get(
   path = (
     common.cache_dir() / 'moments' / f'{checkpoint.digest(key.encode())}.npz'
   )
-  if path.is_file():
+  if devices.agreed(path.is_file()):
     common.say(f'second moments: {path}')
     return stats.load(path, key), 0.0
   if config.corpus:
@@ -60,7 +59,7 @@ def get(
     )
     begin = start_ids(loaded.tokenizer)
   else:
-    params = jax.tree.map(jnp.asarray, loaded.params)
+    params = devices.put(config, loaded)
     tokens = config.corpus_tokens or 100_000
     with common.bar(tokens, 'writing text', 'token') as b:
       documents = generate.documents(
@@ -76,7 +75,7 @@ def get(
     begin = []
   if config.corpus_window <= len(begin):
     raise JeditError(f'corpus_window={config.corpus_window}: too short')
-  rows = max(1, 4096 // config.corpus_window)
+  rows = round_up(4096 // config.corpus_window, sharding.parts())
   batches = stats.windows(
     documents, begin, config.corpus_window, rows, config.corpus_tokens
   )
@@ -88,5 +87,6 @@ def get(
       path.with_suffix('.partial.npz'),
       common.ticker(b),
     )
+  moment = sharding.fetch(moment)
   stats.save(path, moment, key)
   return moment, time.perf_counter() - start

@@ -6,23 +6,26 @@
 launch.edit with the same config finds them.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 import jedit
 from jedit import checkpoint, condition
 from jedit.models.load import load
-from launch import common, moments
+from launch import common, devices, moments
 
 _CONFIG = common.config_flag()
 
 
 def main(_):
-  config = _CONFIG.value
+  with devices.use(_CONFIG.value):
+    run(_CONFIG.value)
+
+
+def run(config: ConfigDict) -> None:
   loaded = load(config.model)
   lo, hi = common.check_layers(config, loaded)
-  params = jedit.split(jax.tree.map(jnp.asarray, loaded.params), lo, hi)
+  params = jedit.split(devices.put(config, loaded), lo, hi)
   base_hash = checkpoint.fingerprint(loaded.params)
   moment, seconds = moments.get(config, loaded, params, base_hash)
   values, _ = condition.spectrum(moment.moment)

@@ -16,10 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, evaluate
+from jedit import checkpoint, evaluate, sharding
 from jedit.models.load import Loaded
 from jedit.types import EditBatch, Editor, JeditError, Params
-from launch import common
+from launch import common, devices
 from launch.folder import Log
 from launch.measure import Counts, Measured, Measurer
 
@@ -39,9 +39,13 @@ def _chunk(batches: EditBatch, start: int, size: int) -> EditBatch:
   def cut(a):
     part = np.asarray(a[start : start + size])
     fill = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
-    return jnp.asarray(np.concatenate([part, fill]))
+    return np.concatenate([part, fill])
 
-  return jax.tree.map(cut, batches)
+  part = jax.tree.map(cut, batches)
+  if not sharding.shape():
+    return jax.tree.map(jnp.asarray, part)
+  on = jax.sharding.get_mesh()
+  return sharding.place(part, sharding.batch_specs(part, on))
 
 
 @jax.jit
@@ -91,12 +95,19 @@ def run(
   start = time.perf_counter()
   base_ppl = float(ppl(params))
   state = editor.init(params)
-  fn = jax.jit(functools.partial(jedit.edit_sequence, editor), donate_argnums=0)
+  where = None
+  if sharding.shape():  # a chunk's output is the next one's input
+    where = *jax.tree.map(lambda x: x.sharding, (params, state)), None
+  fn = jax.jit(
+    functools.partial(jedit.edit_sequence, editor),
+    donate_argnums=0,
+    out_shardings=where,
+  )
   compiled = fn.lower(params, state, _chunk(batches, 0, size)).compile()
   compile_seconds = time.perf_counter() - start
   store = folder / 'checkpoint'
   cursor, found = 0, checkpoint.steps(store)
-  if found:
+  if devices.agreed(bool(found)):
     like = {
       'kernel': _kernel(params),
       'state': state,
@@ -116,7 +127,7 @@ def run(
       params, state, report = compiled(
         params, state, _chunk(batches, cursor, size)
       )
-      report = jax.device_get(report)
+      report = sharding.fetch(report)
       seconds = time.perf_counter() - began
       count = int(report.facts.sum())
       real = min(size, total - cursor)  # the rest only fills the chunk up

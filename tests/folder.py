@@ -60,5 +60,5 @@ def write(home):
     '    layers=(1, 2), optimiser={"steps": 4}, batch_size=2,\n'
     f'    requests={str(home / "facts.jsonl")!r}, corpus_window=32,\n'
     f'    corpus={str(home / "corpus.txt")!r}, max_perplexity=1e9,\n'
-    '    max_norm=1e9)\n'
+    '    max_norm=1e9, data_parallel=1)\n'
   )
