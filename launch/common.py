@@ -71,7 +71,8 @@ def run(main) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     try:
       devices.connect()
-      main(argv)
+      with devices.together():
+        main(argv)
     except JeditError as e:
       fail(str(e))
     except OSError as e:

@@ -10,6 +10,9 @@ folders (--workdir and the cache) must be the same for all.
 """
 
 import contextlib
+import os
+import sys
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +51,22 @@ def connect() -> None:
       jax.distributed.initialize()
   except (RuntimeError, ValueError) as e:
     raise JeditError(f'--distributed: {" ".join(str(e).split())}') from e
+
+
+@contextlib.contextmanager
+def together():
+  """One process that fails ends all: the others would wait for it for long."""
+  try:
+    yield
+  except BaseException as e:
+    if jax.process_count() == 1:
+      raise
+    if isinstance(e, JeditError):
+      print(f'error: {e}', file=sys.stderr)
+    else:
+      traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(2)  # leaving as usual would wait for the others, too
 
 
 def use(config: ConfigDict):

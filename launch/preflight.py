@@ -16,7 +16,7 @@ from launch import common, method
 
 def available() -> float:
   """Bytes of the device's memory, or of the host's when it is a CPU."""
-  stats = jax.devices()[0].memory_stats() or {}
+  stats = jax.local_devices()[0].memory_stats() or {}
   if 'bytes_limit' in stats:
     return stats['bytes_limit']
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -54,6 +55,51 @@ def test_a_run_goes_on_on_other_devices(run, tmp_path, monkeypatch):
   settings = dict(data_parallel=1, model_parallel=2)
   run(tmp_path / 'two', 'alphaedit', batch_size=4, **settings)
   close(change(tmp_path / 'two'), change(tmp_path / 'one'))
+
+
+@pytest.mark.slow
+def test_two_processes_one_of_which_is_killed(home, run, tmp_path):
+  run(tmp_path / 'one', 'alphaedit')
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    port = s.getsockname()[1]
+  work = tmp_path / 'two'
+  env = os.environ | {
+    'JEDIT_CACHE': str(home / 'cache'), 'JAX_NUM_CPU_DEVICES': '4',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'JAX_PLATFORMS': 'cpu',
+  }  # fmt: skip
+  args = [
+    sys.executable, '-m', 'launch.edit', f'--workdir={work}',
+    f'--config={home / "tiny.py"}:alphaedit', '--config.data_parallel=0',
+    f'--coordinator=127.0.0.1:{port}', '--processes=2',
+  ]  # fmt: skip
+  both = [
+    subprocess.Popen(
+      [*args, f'--process={i}'], env=env, cwd=_ROOT, text=True,
+      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  try:
+    begin = time.monotonic()
+    while not (work / 'checkpoint' / '000001').is_dir():
+      assert time.monotonic() < begin + 200 and both[0].poll() is None, both[
+        0
+      ].communicate()[1][-3000:]
+      time.sleep(0.01)
+    both[1].kill()
+    both[0].communicate(timeout=200)  # it does not wait for the other for ever
+  finally:
+    for process in both:
+      process.kill()
+      process.communicate()
+  assert not (work / 'results.json').is_file()
+  left = checkpoint.steps(work / 'checkpoint')
+  assert 1 <= left[-1] < 4
+  run(work, 'alphaedit')
+  close(change(work), change(tmp_path / 'one'))
+  read = lambda at: json.loads((at / 'results.json').read_text())['metrics']
+  assert read(work) == read(tmp_path / 'one')
 
 
 @pytest.mark.parametrize('data, model', [(9, 1), (0, 16), (4, 4), (-1, 1)])
