@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
-from jedit import files
+from jedit import files, sharding
 from jedit.models import hf
 from jedit.types import JeditError, Params
 
@@ -31,10 +32,21 @@ def fingerprint(tree) -> str:
   """Hash of a pytree's structure and bytes, 32 hex digits."""
   out = hashlib.blake2b(digest_size=16)
   for path, leaf in sorted(hf.flatten(tree).items()):
-    leaf = np.ascontiguousarray(leaf)
     out.update(f'{path} {leaf.shape} {leaf.dtype}'.encode())
-    out.update(leaf.view(np.uint8).data)
+    for piece in _pieces(leaf):
+      out.update(np.ascontiguousarray(piece).view(np.uint8).data)
   return out.hexdigest()
+
+
+def _pieces(leaf, size: int = 2**26) -> Iterator[np.ndarray]:
+  """A leaf on the host; of one on devices, not much more than `size` bytes at
+  a time."""
+  if not isinstance(leaf, jax.Array) or not leaf.ndim:
+    yield np.asarray(leaf)
+    return
+  rows = max(1, size * len(leaf) // max(leaf.nbytes, 1))
+  for start in range(0, len(leaf), rows):
+    yield sharding.fetch(leaf[start : start + rows])
 
 
 def digest(data: bytes) -> str:
@@ -178,17 +190,12 @@ def apply_edit(
       f'{folder} was made for other weights ({manifest.get("model")}, hash '
       f'{want}); name that model'
     )
-  kernel = np.array(params['layers']['mlp']['down']['kernel'])
+  kernel = np.array(sharding.fetch(params['layers']['mlp']['down']['kernel']))
   for layer, delta in deltas.items():
     change = -delta if undo else delta
     kernel[layer] = (kernel[layer].astype(np.float64) + change).astype(
       kernel.dtype
     )
-  return with_kernel(params, kernel)
-
-
-def with_kernel(params: Params, kernel) -> Params:
-  """Unsplit params with other down-projections [L, F, D]."""
   mlp = params['layers']['mlp']
   down = {**mlp['down'], 'kernel': kernel}
   return {

@@ -18,7 +18,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jedit.models.layers import Config
 from jedit.types import EditBatch, JeditError, Params
 
 DATA, MODEL = 'data', 'model'
@@ -107,13 +106,11 @@ def _spec(shape, axes, sizes) -> PartitionSpec:
   return PartitionSpec(*map(fits, shape, axes))
 
 
-def specs(
-  config: Config, params: Params, on: Mesh, fsdp: bool = False
-) -> Params:
+def specs(config: Any, params: Params, on: Mesh, fsdp: bool = False) -> Params:
   """NamedSharding of every leaf of params, split or not, by RULES.
 
   Args:
-    config: of the model.
+    config: of the model (models.layers.Config): heads and groups of them.
     params: arrays or their shapes.
     on: the mesh.
     fsdp: split weights over 'data', too; each layer is gathered when it runs.
@@ -181,6 +178,17 @@ def by_rows(prior: Any, width: int) -> Any:
     return constrain(jnp.asarray(x), *axes)
 
   return jax.tree.map(one, prior)
+
+
+def placer(on: Mesh, fsdp: bool = False) -> Callable:
+  """jedit.load's `place` for a mesh: a device reads the part that it holds."""
+
+  def place(config, path, shape, dtype, read):
+    leaf = jax.ShapeDtypeStruct(shape, dtype)
+    where = specs(config, {path: leaf}, on, fsdp)[path]
+    return jax.make_array_from_callback(shape, where, read)
+
+  return place
 
 
 class Whole(NamedTuple):

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jedit import sharding
+from jedit.models import load as models
 from jedit.models.load import Loaded
 from jedit.types import JeditError, Params
 
@@ -87,13 +88,22 @@ def use(config: ConfigDict):
   return jax.set_mesh(sharding.mesh(data, model, some))
 
 
+def load(config: ConfigDict, source: str) -> Loaded:
+  """Opens a model; on a mesh every device reads its part of the weights."""
+  if not sharding.shape():
+    return models.load(source)
+  on = jax.sharding.get_mesh()
+  return models.load(source, sharding.placer(on, config.fsdp))
+
+
 def put(config: ConfigDict, loaded: Loaded) -> Params:
   """The params of a model on the devices in use."""
   if not sharding.shape():
     return jax.tree.map(jnp.asarray, loaded.params)
   on = jax.sharding.get_mesh()
   where = sharding.specs(loaded.model.config, loaded.params, on, config.fsdp)
-  return sharding.place(loaded.params, where)
+  here = lambda x, s: x if isinstance(x, jax.Array) else sharding.place(x, s)
+  return jax.tree.map(here, loaded.params, where)
 
 
 def agreed(fact: bool) -> bool:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import jedit
 from jedit import checkpoint, generate, prompts, requests, sharding
-from jedit.models.load import Loaded, load
+from jedit.models.load import Loaded
 from launch import (
   common,
   devices,
@@ -51,7 +51,7 @@ def run(
 def _run(config, workdir, loaded):
   path = config.requests or common.FACTS
   inputs = {'requests': common.file_hash(path)}
-  loaded = loaded or load(config.model)
+  loaded = loaded or devices.load(config, config.model)
   model, tokenizer = loaded.model, loaded.tokenizer
   asked, skipped = common.read_requests(config, path, loaded)
   judge = measure.measurer(
@@ -102,6 +102,7 @@ def _run(config, workdir, loaded):
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)
+  base = sharding.fetch(_site(split))
   moment, stats_seconds = None, 0.0
   if method.needs_moment(config):
     moment, stats_seconds = moments.get(config, loaded, split, base_hash)
@@ -112,22 +113,17 @@ def _run(config, workdir, loaded):
   out = stream.run(config, loaded, editor, split, batches, judge, before, home)
   edited = jedit.join(out.params)
   after = judge.after(edited, before)
-  site, kernel = sharding.fetch(
-    (_site(out.params), edited['layers']['mlp']['down']['kernel'])
-  )
   checkpoint.write_edit(
     home / 'edits',
-    _site(jedit.split(loaded.params, lo, hi)),
-    site,
+    base,
+    sharding.fetch(_site(out.params)),
     {
       'model': config.model,
       'layers': list(range(lo, hi + 1)),
       'method': config.method,
       'num_edits': len(asked),
       'base_hash': base_hash,
-      'edited_hash': checkpoint.fingerprint(
-        checkpoint.with_kernel(loaded.params, kernel)
-      ),
+      'edited_hash': checkpoint.fingerprint(edited),
     },
     sharding.fetch(out.state),
   )

@@ -8,7 +8,6 @@ import json
 
 from ml_collections import ConfigDict
 
-from jedit.models.load import load
 from launch import common, devices, folder, measure
 
 _CONFIG = common.config_flag()
@@ -22,7 +21,7 @@ def main(_):
 def run(config: ConfigDict) -> None:
   path = config.requests or common.FACTS
   source = config.params or config.model
-  loaded = load(source)
+  loaded = devices.load(config, source)
   asked, skipped = common.read_requests(config, path, loaded)
   for line in skipped:
     common.say(f'skipped: {line}')

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 import jedit
 from jedit import checkpoint, condition
-from jedit.models.load import load
 from launch import common, devices, moments
 
 _CONFIG = common.config_flag()
@@ -23,7 +22,7 @@ def main(_):
 
 
 def run(config: ConfigDict) -> None:
-  loaded = load(config.model)
+  loaded = devices.load(config, config.model)
   lo, hi = common.check_layers(config, loaded)
   params = jedit.split(devices.put(config, loaded), lo, hi)
   base_hash = checkpoint.fingerprint(loaded.params)

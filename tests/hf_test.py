@@ -114,7 +114,7 @@ def test_dtypes_that_are_not_weights_are_refused(folder):
     tensors[name] = tensors[name].astype(ml_dtypes.bfloat16)
 
   _rewrite(folder, change)
-  with pytest.raises(JeditError, match='norm.weight is int8.*bfloat16, its la'):
+  with pytest.raises(JeditError, match='norm.weight is I8.*bfloat16, its la'):
     hf.load(folder)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jedit
-from jedit import evaluate, questions, sharding, stats
+from jedit import checkpoint, evaluate, questions, sharding, stats
+from jedit.models import hf
 from jedit.types import JeditError
 from tests import tiny
 from tests.editors_test import EDITORS, GRADIENT, engine
@@ -180,6 +181,24 @@ def hf_leaf(tree, path):
   for key in path:
     tree = tree[key.key]
   return tree
+
+
+def test_weights_are_read_into_their_shards(tmp_path):
+  model, params = tiny.model()
+  hf_config = {
+    'model_type': 'llama', 'vocab_size': tiny.VOCAB, 'hidden_size': 32,
+    'intermediate_size': 64, 'num_hidden_layers': 6, 'num_attention_heads': 4,
+    'num_key_value_heads': 2, 'max_position_embeddings': 64, 'head_dim': 8,
+    'rms_norm_eps': 1e-5, 'tie_word_embeddings': False, 'hidden_act': 'silu',
+  }  # fmt: skip
+  hf.save(tmp_path / 'm', model, params, hf_config)
+  mesh = sharding.mesh(2, 4)
+  for fsdp in False, True:
+    _, found = hf.load(tmp_path / 'm', sharding.placer(mesh, fsdp))
+    want = sharding.specs(model.config, params, mesh, fsdp)
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x.sharding, found), want)
+    chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(params))
+    assert checkpoint.fingerprint(found) == checkpoint.fingerprint(params)
 
 
 def test_rows_go_over_all_devices():

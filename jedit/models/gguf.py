@@ -127,7 +127,7 @@ def _tokenizer(field) -> transformers.PreTrainedTokenizerFast:
 
 
 def load(
-  path: str | os.PathLike,
+  path: str | os.PathLike, place: hf.Place = hf.whole
 ) -> tuple[Model, Params, dict, transformers.PreTrainedTokenizerFast]:
   """(model, float32 params, config.json as a dict, tokenizer) of a file."""
   try:
@@ -159,15 +159,21 @@ def load(
     'k_proj.weight': config['num_key_value_heads'],
   }
 
-  def get(name):
+  def lazy(name):
     tensor = tensors[name]
-    out = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    out = np.asarray(out, np.float32)
-    for suffix, count in heads.items():
-      if name.endswith(suffix):
-        out = _unpermute(out, count)
-    return out
+
+    def read(index):
+      out = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+      out = np.asarray(out, np.float32)
+      for suffix, count in heads.items():
+        if name.endswith(suffix):
+          out = _unpermute(out, count)
+      return out[index]
+
+    shape = tuple(int(n) for n in reversed(tensor.shape))
+    return hf.Tensor(shape, 'float32', read)
 
   model = build(hf.config(config))
-  params = hf.from_tensors('llama', model, set(tensors), get)
+  found = {name: lazy(name) for name in tensors}
+  params = hf.from_tensors('llama', model, found, place)
   return model, params, config, _tokenizer(field)

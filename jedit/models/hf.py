@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from jedit.models import gpt, llama
 from jedit.models.hf_config import config
+from jedit.models.layers import Config
 from jedit.models.transformer import Model, build
 from jedit.types import JeditError, Params
 
@@ -27,7 +28,8 @@ _TABLES = {
 }
 # Buffers of old checkpoints; they hold no parameter.
 _BUFFERS = ('.attn.bias', '.attn.masked_bias', '.rotary_emb.inv_freq')
-_DTYPES = ('float32', 'float16', 'bfloat16')
+_NAMES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+_DTYPES = tuple(_NAMES.values())
 
 
 def table(kind: str, model: Model) -> dict[str, tuple[str, int | None, bool]]:
@@ -71,37 +73,63 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
   return out
 
 
+class Tensor(NamedTuple):
+  """A published tensor that is still in its file.
+
+  Attributes:
+    shape: of it.
+    dtype: its name, as NumPy spells it.
+    read: index (a slice an axis) -> that part of it.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  read: Callable[[tuple[slice, ...]], np.ndarray]
+
+
+# place(config, path, shape, dtype, read) makes a leaf of params of what
+# read(index) of it gives, asking for the parts it wants.
+Place = Callable[[Config, str, tuple[int, ...], np.dtype, Callable], Any]
+
+
+def whole(config, path, shape, dtype, read) -> np.ndarray:
+  """The Place that makes NumPy arrays."""
+  del config, path, dtype
+  return np.ascontiguousarray(read((slice(None),) * len(shape)))
+
+
 def from_tensors(
-  kind: str, model: Model, names: set[str], get: Callable[[str], np.ndarray]
+  kind: str,
+  model: Model,
+  tensors: Mapping[str, Tensor],
+  place: Place = whole,
 ) -> Params:
-  """Params from published tensors; every mismatch in one error."""
-  rows = table(kind, model)
+  """Params from published tensors; every mismatch in one error.
+
+  Nothing is read before all is known to fit.
+  """
+  rows, names = table(kind, model), set(tensors)
   shapes = flatten(jax.eval_shape(model.init, jax.random.key(0)))
   surplus = {n for n in names - set(rows) if not n.endswith(_BUFFERS)}
   if model.config.tied:
     surplus.discard('lm_head.weight')
   bad = [f'no tensor {name}' for name in sorted(set(rows) - names)]
   bad += [f'unknown tensor {name}' for name in sorted(surplus)]
-  flat: dict[str, np.ndarray] = {}
+  parts: dict[str, list[Tensor]] = {}
   for name, (path, layer, transpose) in rows.items():
     if name not in names:
       continue
-    tensor = get(name)
-    tensor = tensor.T if transpose else tensor
+    tensor = tensors[name]
     want = shapes[path].shape if layer is None else shapes[path].shape[1:]
+    want = want[::-1] if transpose else want
     if tensor.shape != want:
-      have, want = (x[::-1] if transpose else x for x in (tensor.shape, want))
-      bad.append(f'{name} is {have}, the config wants {want}')
-    elif tensor.dtype.name not in _DTYPES:
+      bad.append(f'{name} is {tensor.shape}, the config wants {want}')
+    elif tensor.dtype not in _DTYPES:
       bad.append(f'{name} is {tensor.dtype}, not one of {", ".join(_DTYPES)}')
-    elif layer is None:
-      flat[path] = np.ascontiguousarray(tensor)
-    else:
-      if path not in flat:
-        flat[path] = np.empty(shapes[path].shape, tensor.dtype)
-      if flat[path].dtype != tensor.dtype:
-        bad.append(f'{name} is {tensor.dtype}, its layer 0 {flat[path].dtype}')
-      flat[path][layer] = tensor
+    parts.setdefault(path, []).append(_turned(tensor) if transpose else tensor)
+    first = parts[path][0].dtype
+    if tensor.dtype != first and tensor.dtype in _DTYPES:
+      bad.append(f'{name} is {tensor.dtype}, its layer 0 {first}')
   if bad:
     more = f' and {len(bad) - 8} more' if len(bad) > 8 else ''
     raise JeditError(
@@ -110,7 +138,36 @@ def from_tensors(
       + more
       + '; use the config.json and all the files of one checkpoint'
     )
+  stacked = {path for path, layer, _ in rows.values() if layer is not None}
+  flat = {}
+  for path, layers in parts.items():
+    read = _stacked(layers) if path in stacked else layers[0].read
+    dtype = jax.numpy.dtype(layers[0].dtype)
+    shape = shapes[path].shape
+    flat[path] = place(model.config, path, shape, dtype, read)
   return unflatten(flat)
+
+
+def _turned(tensor: Tensor) -> Tensor:
+  """The transpose."""
+  return tensor._replace(
+    shape=tensor.shape[::-1], read=lambda index: tensor.read(index[::-1]).T
+  )
+
+
+def _stacked(layers: list[Tensor]) -> Callable:
+  """What reads of layers on top of each other."""
+
+  def read(index):
+    some = layers[index[0]]
+    first = some[0].read(index[1:])
+    out = np.empty((len(some), *first.shape), first.dtype)
+    out[0] = first
+    for row, layer in zip(out[1:], some[1:], strict=True):
+      row[...] = layer.read(index[1:])
+    return out
+
+  return read
 
 
 def to_tensors(
@@ -162,8 +219,15 @@ def _open(folder: pathlib.Path) -> dict[str, safetensors.safe_open]:
   return where
 
 
-def load(folder: str | os.PathLike) -> tuple[Model, Params]:
-  """Model and params (their dtype kept, NumPy) of a safetensors folder."""
+def load(
+  folder: str | os.PathLike, place: Place = whole
+) -> tuple[Model, Params]:
+  """Model and params (their dtype kept) of a safetensors folder.
+
+  Args:
+    folder: in the published format.
+    place: makes the arrays; NumPy's by default.
+  """
   folder = pathlib.Path(folder)
   hf = read_config(folder)
   model = build(config(hf))
@@ -171,13 +235,15 @@ def load(folder: str | os.PathLike) -> tuple[Model, Params]:
   prefix = ''
   if hf['model_type'] == 'gpt2' and 'wte.weight' in where:
     prefix = 'transformer.'  # the hub's oldest folders omit it
-  names = {prefix + name for name in where}
+  tensors = {prefix + name: _lazy(f, name) for name, f in where.items()}
+  return model, from_tensors(hf['model_type'], model, tensors, place)
 
-  def get(name):
-    name = name.removeprefix(prefix)
-    return where[name].get_tensor(name)
 
-  return model, from_tensors(hf['model_type'], model, names, get)
+def _lazy(file: safetensors.safe_open, name: str) -> Tensor:
+  about = file.get_slice(name)
+  kind = about.get_dtype()
+  read = lambda index: file.get_slice(name)[index]
+  return Tensor(tuple(about.get_shape()), _NAMES.get(kind, kind), read)
 
 
 def save(

@@ -47,19 +47,22 @@ def _fetch(name: str) -> pathlib.Path:
     ) from e
 
 
-def load(source: str | os.PathLike) -> Loaded:
+def load(source: str | os.PathLike, place: hf.Place = hf.whole) -> Loaded:
   """Opens a model.
 
   Args:
     source: `package:NAME` (an installed package with a GGUF file), a .gguf
       file, a Hugging Face folder, a jedit checkpoint, an edit or run folder
       (its base with the edit applied), or a name on the Hugging Face hub.
+    place: makes the arrays; NumPy's by default, those of a mesh with
+      sharding.placer, which reads no more than each device holds.
   """
   text, path = str(source), pathlib.Path(source)
   if text.startswith('package:'):
-    return Loaded(*gguf.load(gguf.packaged(text.removeprefix('package:'))))
+    found = gguf.packaged(text.removeprefix('package:'))
+    return Loaded(*gguf.load(found, place))
   if path.suffix == '.gguf' and path.is_file():
-    return Loaded(*gguf.load(path))
+    return Loaded(*gguf.load(path, place))
   if (path / 'edits' / 'manifest.json').is_file():
     path = path / 'edits'
   if (path / 'manifest.json').is_file():
@@ -77,7 +80,7 @@ def load(source: str | os.PathLike) -> Loaded:
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', text):
       raise JeditError(f'model {text}: no such file or folder')
     path = _fetch(text)
-  model, params = hf.load(path)
+  model, params = hf.load(path, place)
   return Loaded(model, params, hf.read_config(path), _tokenizer(path))
 
 
