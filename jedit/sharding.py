@@ -186,7 +186,14 @@ def placer(on: Mesh, fsdp: bool = False) -> Callable:
   def place(config, path, shape, dtype, read):
     leaf = jax.ShapeDtypeStruct(shape, dtype)
     where = specs(config, {path: leaf}, on, fsdp)[path]
-    return jax.make_array_from_callback(shape, where, read)
+    holders, parts = {}, []
+    for device, index in where.addressable_devices_indices_map(shape).items():
+      holders.setdefault(str(index), (index, []))[1].append(device)
+    for index, devices in holders.values():  # one part at a time on the host
+      part = read(index)
+      parts += [jax.device_put(part, device) for device in devices]
+      jax.block_until_ready(parts[-len(devices) :])
+    return jax.make_array_from_single_device_arrays(shape, where, parts)
 
   return place
 
