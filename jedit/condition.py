@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jedit import sharding
 from jedit.types import JeditError, SecondMoment
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -61,7 +62,7 @@ def spectrum(
   moment: Float[Array | np.ndarray, 'E F F'],
 ) -> tuple[np.ndarray, np.ndarray]:
   """Eigenvalues [E, F], ascending, and vectors [E, F, F], in float64."""
-  moment = np.asarray(moment, np.float64)
+  moment = np.asarray(sharding.fetch(moment), np.float64)
   if not np.isfinite(moment).all():
     raise JeditError('second moments hold NaN or infinity; make them again')
   values, vectors = np.linalg.eigh((moment + moment.swapaxes(1, 2)) / 2)

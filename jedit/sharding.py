@@ -78,6 +78,11 @@ def shape(on: Mesh | None = None) -> dict[str, int]:
   return dict((on or jax.sharding.get_abstract_mesh()).shape)
 
 
+def count() -> int:
+  """Devices of the mesh in use; 1 without one."""
+  return int(np.prod(list(shape().values())))
+
+
 def parts() -> int:
   """How many parts facts and rows are split into on the mesh in use."""
   return shape().get(DATA, 1)
@@ -180,8 +185,14 @@ def by_rows(prior: Any, width: int) -> Any:
   return jax.tree.map(one, prior)
 
 
-def placer(on: Mesh, fsdp: bool = False) -> Callable:
-  """jedit.load's `place` for a mesh: a device reads the part that it holds."""
+def placer(on: Mesh | None = None, fsdp: bool = False) -> Callable:
+  """jedit.load's `place` for a mesh: a device reads the part that it holds.
+
+  Args:
+    on: the mesh; by default the one in use.
+    fsdp: see specs.
+  """
+  on = on or jax.sharding.get_mesh()
 
   def place(config, path, shape, dtype, read):
     leaf = jax.ShapeDtypeStruct(shape, dtype)

@@ -92,8 +92,7 @@ def load(config: ConfigDict, source: str) -> Loaded:
   """Opens a model; on a mesh every device reads its part of the weights."""
   if not sharding.shape():
     return models.load(source)
-  on = jax.sharding.get_mesh()
-  return models.load(source, sharding.placer(on, config.fsdp))
+  return models.load(source, sharding.placer(fsdp=config.fsdp))
 
 
 def put(config: ConfigDict, loaded: Loaded) -> Params:

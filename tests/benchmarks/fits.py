@@ -1,0 +1,135 @@
+"""Bytes a device of the edit step of full-size models, by the compiler.
+
+  python -m tests.benchmarks.fits --model=llama3_8b,gptj_6b,qwen3_8b
+
+Compiles one batch of edits on a mesh of simulated devices from shapes alone (no
+weights, no moments), reads what each device holds and compares it with what
+launch.preflight plans.
+"""
+
+import importlib
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from jedit import sharding, values
+from jedit.editors.least_squares import gaussian, least_squares
+from jedit.models import hf
+from jedit.models.transformer import build, split
+from jedit.sequence import edit_sequence
+from jedit.types import EditBatch, EditReport, EditState
+
+_MODELS = flags.DEFINE_list('model', ['llama3_8b'], 'Files of configs/.')
+_DATA = flags.DEFINE_integer('data', 1, "Parts of the axis 'data'.")
+_MODEL = flags.DEFINE_integer('parts', 8, "Parts of the axis 'model'.")
+_FSDP = flags.DEFINE_bool('fsdp', False, "Weights over 'data', too.")
+_FACTS = flags.DEFINE_integer('facts', 100, 'In a batch.')
+_GPTJ = {
+  'model_type': 'gptj', 'activation_function': 'gelu_new', 'n_embd': 4096,
+  'n_head': 16, 'n_layer': 28, 'n_positions': 2048, 'rotary_dim': 64,
+  'vocab_size': 50400, 'layer_norm_epsilon': 1e-5, 'tie_word_embeddings': False,
+}  # fmt: skip
+_LLAMA = {
+  'model_type': 'llama', 'hidden_act': 'silu', 'hidden_size': 4096,
+  'intermediate_size': 14336, 'num_hidden_layers': 32,
+  'num_attention_heads': 32, 'num_key_value_heads': 8, 'vocab_size': 128256,
+  'max_position_embeddings': 8192, 'rms_norm_eps': 1e-5,
+  'rope_theta': 500000.0, 'tie_word_embeddings': False,
+}  # fmt: skip
+_QWEN = {
+  'model_type': 'qwen3', 'hidden_act': 'silu', 'hidden_size': 4096,
+  'intermediate_size': 12288, 'num_hidden_layers': 36, 'head_dim': 128,
+  'num_attention_heads': 32, 'num_key_value_heads': 8, 'vocab_size': 151936,
+  'max_position_embeddings': 40960, 'rms_norm_eps': 1e-6,
+  'rope_theta': 1000000.0, 'tie_word_embeddings': False,
+}  # fmt: skip
+_HF = {'gptj_6b': _GPTJ, 'llama3_8b': _LLAMA, 'qwen3_8b': _QWEN}
+
+
+def batches_of(facts: int, parts: int) -> EditBatch:
+  """One batch of the usual lengths, as shapes: [1, B, ...]."""
+  rows, wide, long = 7, 24, 16
+  int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  grid = 1, facts, rows
+  step = lambda n, to: parts * (-(-n // (parts * to)) * to)
+  budget = (
+    step(36 * facts, 64), step(50 * facts, 16), step(7 * facts, 16),
+    step(12 * facts, 16),
+  )  # fmt: skip
+  return EditBatch(
+    int32(1, rows, 12), int32(1, rows), int32(*grid, wide), int32(*grid),
+    int32(*grid, long), int32(*grid), int32(*grid, long),
+    jax.ShapeDtypeStruct((1, facts), bool), budget, parts=parts,
+  )  # fmt: skip
+
+
+def measure(name: str, mesh) -> dict:
+  """What the compiler says of a model's edit step."""
+  config = importlib.import_module(f'configs.{name}').get_config('memit')
+  lo, hi = config.layers
+  model = build(hf.config(_HF[name]))
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  half = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+  shapes = jax.tree.map(half, shapes)
+  shapes = jax.eval_shape(lambda p: split(p, lo, hi), shapes)
+  where = sharding.specs(model.config, shapes, mesh, _FSDP.value)
+  on = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  params = jax.tree.map(on, shapes, where)
+  layers, width = hi - lo + 1, model.config.mlp_width
+  whole = jax.NamedSharding(mesh, jax.P())
+  scalar = lambda t, *s: jax.ShapeDtypeStruct(s, t, sharding=whole)
+  int32 = scalar(jnp.int32)
+  rows = jax.NamedSharding(mesh, jax.P(None, sharding.ROWS))
+  prior = jax.ShapeDtypeStruct(
+    (layers, width, width), jnp.float32, sharding=rows
+  )
+  report = EditReport(
+    int32, int32, int32, scalar(jnp.float32), scalar(jnp.float32, layers)
+  )
+  state = EditState(prior, int32, (), report)
+  batches = batches_of(_FACTS.value, mesh.shape['data'])
+  batches = jax.tree.map(on, batches, sharding.batch_specs(batches, mesh))
+  optimise = values.optimiser(model, **config.optimiser)
+  editor = least_squares(
+    model, np.zeros((layers, 1)), gaussian(1.0), remember=True,
+    optimise=optimise,
+  )  # fmt: skip
+  sharded = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
+  fn = jax.jit(
+    lambda *args: edit_sequence(editor, *args),
+    donate_argnums=(0, 1),
+    out_shardings=(sharded(params), sharded(state), None),
+  )
+  start = time.perf_counter()
+  compiled = fn.lower(params, state, batches).compile()
+  seconds = time.perf_counter() - start
+  m = compiled.memory_analysis()
+  need = (
+    m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
+    - m.alias_size_in_bytes
+  )  # fmt: skip
+  gib = lambda n: round(n / 2**30, 3)
+  return {
+    'model': name,
+    'mesh': dict(mesh.shape),
+    'arguments': gib(m.argument_size_in_bytes),
+    'temporary': gib(m.temp_size_in_bytes),
+    'all': gib(need),
+    'compile_seconds': round(seconds, 1),
+  }
+
+
+def main(_):
+  jax.config.update('jax_num_cpu_devices', _DATA.value * _MODEL.value)
+  mesh = sharding.mesh(_DATA.value, _MODEL.value)
+  with jax.set_mesh(mesh):
+    for name in _MODELS.value:
+      print(json.dumps(measure(name, mesh)), flush=True)
+
+
+if __name__ == '__main__':
+  app.run(main)
