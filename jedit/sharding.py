@@ -105,8 +105,9 @@ def _spec(shape, axes, sizes) -> PartitionSpec:
 
   def fits(size, axis):
     names = (axis,) if isinstance(axis, str) else axis or ()
-    times = int(np.prod([sizes[n] for n in names]))
-    return axis if times > 1 and size % times == 0 else None
+    times = int(np.prod([sizes.get(n, 1) for n in names]))
+    fit = times > 1 and size % times == 0 and set(names) <= set(sizes)
+    return axis if fit else None
 
   return PartitionSpec(*map(fits, shape, axes))
 
@@ -121,7 +122,7 @@ def specs(config: Any, params: Params, on: Mesh, fsdp: bool = False) -> Params:
     fsdp: split weights over 'data', too; each layer is gathered when it runs.
   """
   sizes = shape(on)
-  divides = lambda count: None if count % sizes[MODEL] else MODEL
+  divides = lambda count: None if count % sizes.get(MODEL, 1) else MODEL
   means = {
     'model': MODEL,
     'heads': divides(config.num_heads),
@@ -256,7 +257,10 @@ def _cut(x: jax.Array, parts: int) -> jax.Array:
 
 
 def each_part_of(fn: Callable[..., Any], *rows: jax.Array) -> Any:
-  """each_part for plain arrays [R, ...]: fn(*part of each, Whole)."""
+  """each_part for plain arrays [R, ...]: fn(*part of each, Whole).
+
+  Rows that the mesh does not divide stay together.
+  """
   count = parts()
   if count == 1 or len(rows[0]) % count:
     return fn(*rows, Whole())

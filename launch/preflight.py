@@ -58,7 +58,8 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
   sites, above = hi - lo + 1, c.num_layers - 1 - hi
   asked, per = batches.valid.shape[1], batches.head_len.shape[2]
   slots = batches.prefix.shape[-1] + batches.head.shape[-1]
-  cached = 8 * above * asked * per * slots * c.num_kv_heads * c.head_dim
+  size = loaded.params['layers']['mlp']['up']['kernel'].dtype.itemsize
+  cached = 2 * size * above * asked * per * slots * c.num_kv_heads * c.head_dim
   twice = config.method.endswith('+blue')  # the first time through more layers
   held = 4 * (2 if twice else sites) * c.mlp_width
   state = held * config.editor.get('capacity', 0)
@@ -74,7 +75,8 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
     tokens = below = plain + tail // (per - 1)
     deep, read, cached = above + sites, scored // (per - 1), 0
     state += 6 * 4 * sites * c.mlp_width * c.width  # Adam's
-  saved = 4 * deep * tokens / parts * (4 * c.mlp_width / split + 10 * c.width)
+  wide = 4 * c.mlp_width / split + 10 * c.width
+  saved = size * deep * tokens / parts * wide
   logits = 3 * 4 * read * c.vocab_size / (parts * split)
   cached /= parts * (1 if c.num_kv_heads % split else split)
   layer = 2 * (

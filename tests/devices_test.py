@@ -10,6 +10,8 @@ import time
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from jedit import checkpoint
 from jedit.types import JeditError
@@ -100,6 +102,21 @@ def test_two_processes_one_of_which_is_killed(home, run, tmp_path):
   close(change(work), change(tmp_path / 'one'))
   read = lambda at: json.loads((at / 'results.json').read_text())['metrics']
   assert read(work) == read(tmp_path / 'one')
+
+
+@pytest.mark.parametrize(
+  'given, word',
+  [
+    ({'coordinator': 'host:1'}, '--processes=N'),
+    ({'processes': 2}, '--coordinator=HOST:PORT'),
+    ({'coordinator': 'h:1', 'processes': 2, 'distributed': True}, 'cluster'),
+    ({'coordinator': 'h:1', 'processes': 2, 'process': 2}, '--process=2'),
+  ],
+)
+def test_flags_that_do_not_go_together(given, word):
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(**given), pytest.raises(JeditError, match=word):
+    devices.connect()
 
 
 @pytest.mark.parametrize('data, model', [(9, 1), (0, 16), (4, 4), (-1, 1)])

@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import jedit
 from jedit import checkpoint, evaluate, questions, sharding, stats
@@ -218,6 +219,13 @@ def test_rows_go_over_all_devices():
 def test_mesh_that_does_not_fit(sizes, word):
   with pytest.raises(JeditError, match=word):
     sharding.mesh(*sizes)
+
+
+def test_a_mesh_of_other_axes_splits_nothing():
+  with jax.set_mesh(jax.make_mesh((8,), ('batch',), (AxisType.Auto,))):
+    assert sharding.parts() == 1
+    x = sharding.by_rows(np.ones((2, 16, 3)), 16)
+    assert sharding.constrain(x, 'model', None).is_fully_replicated
 
 
 def test_mesh_takes_what_there_is():
