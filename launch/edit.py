@@ -7,6 +7,7 @@
 
 import json
 
+import numpy as np
 from ml_collections import ConfigDict
 
 import jedit
@@ -102,7 +103,7 @@ def _run(config, workdir, loaded):
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)
-  base = sharding.fetch(_site(split))
+  base = np.array(sharding.fetch(_site(split)))  # its buffer is given away
   moment, stats_seconds = None, 0.0
   if method.needs_moment(config):
     moment, stats_seconds = moments.get(config, loaded, split, base_hash)
