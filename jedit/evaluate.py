@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit import answers, metrics, sharding
+from jedit import parts as in_parts
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
@@ -105,7 +106,7 @@ def _score(model, params, q: Questions, head: int, tail: int, parts: int):
   `head` and `tail` are tokens that a part of the chunk has at most.
   """
   part = lambda *q: _score_part(model, params, Questions(*q), head, tail)
-  return sharding.each_rows(part, parts, *q)
+  return in_parts.each_rows(part, parts, *q)
 
 
 def _score_part(model, params, q: Questions, head: int, tail: int):

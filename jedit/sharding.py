@@ -1,16 +1,13 @@
-"""Meshes: how params, facts and priors lie on many devices.
+"""Meshes: how params and priors lie on many devices.
 
-A mesh has two axes: facts are split over 'data', matrices over 'model'. What
-runs is the same program as on one device; the compiler adds what the devices
-have to tell each other. Facts do not interact until a layer is solved, so a
-batch made for a number of parts (prompts.edit_batches, `parts`) is packed part
-by part, and a layer's keys and residuals are all that is ever gathered of it.
+A mesh has two axes: facts are split over 'data' (parts.py), matrices over
+'model'. What runs is the same program as on one device; the compiler adds what
+the devices have to tell each other.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jedit.types import EditBatch, JeditError, Params
+from jedit.types import JeditError, Params
 
 DATA, MODEL = 'data', 'model'
-_FACTS = 'facts'  # the axis of parts, inside each_part
 
 # A regular expression of a path in params -> what the last axes of the leaf
 # are; layers are stacked before them. 'model' is split over that axis; 'heads'
@@ -93,23 +89,29 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
 
   An axis of x that the mesh's do not divide stays whole.
   """
-  sizes = shape()
-  if not sizes:
+  if not shape():
     return x
-  return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, sizes))
+  return jax.lax.with_sharding_constraint(x, spec(x.shape, axes))
 
 
-def _spec(shape, axes, sizes) -> PartitionSpec:
-  """PartitionSpec of the last axes of a leaf; the first ones stay whole."""
-  axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
+def spec(size, axes, on: Mesh | None = None) -> PartitionSpec:
+  """PartitionSpec of the last axes of a leaf; the first ones stay whole.
 
-  def fits(size, axis):
+  Args:
+    size: shape of the leaf.
+    axes: of the mesh, for each of its last axes.
+    on: the mesh; the one in use by default.
+  """
+  sizes = shape(on)
+  axes = (None,) * (len(size) - len(axes)) + tuple(axes)
+
+  def fits(length, axis):
     names = (axis,) if isinstance(axis, str) else axis or ()
     times = int(np.prod([sizes.get(n, 1) for n in names]))
-    fit = times > 1 and size % times == 0 and set(names) <= set(sizes)
+    fit = times > 1 and length % times == 0 and set(names) <= set(sizes)
     return axis if fit else None
 
-  return PartitionSpec(*map(fits, shape, axes))
+  return PartitionSpec(*map(fits, size, axes))
 
 
 def specs(config: Any, params: Params, on: Mesh, fsdp: bool = False) -> Params:
@@ -134,7 +136,7 @@ def specs(config: Any, params: Params, on: Mesh, fsdp: bool = False) -> Params:
     name = '/'.join(str(getattr(k, 'key', k)) for k in path)
     axes = next(axes for rule, axes in RULES if re.fullmatch(rule, name))
     axes = [means[axis] for axis in axes]
-    return NamedSharding(on, _spec(leaf.shape, axes, sizes))
+    return NamedSharding(on, spec(leaf.shape, axes, on))
 
   return jax.tree_util.tree_map_with_path(one, params)
 
@@ -180,7 +182,7 @@ def by_rows(prior: Any, width: int) -> Any:
         on = jax.sharding.get_mesh()
       except ValueError:  # traced: what the devices are is not known yet
         return constrain(jnp.asarray(x), *axes)
-      return place(x, NamedSharding(on, _spec(x.shape, axes, shape(on))))
+      return place(x, NamedSharding(on, spec(x.shape, axes, on)))
     return constrain(jnp.asarray(x), *axes)
 
   return jax.tree.map(one, prior)
@@ -208,120 +210,3 @@ def placer(on: Mesh | None = None, fsdp: bool = False) -> Callable:
     return jax.make_array_from_single_device_arrays(shape, where, parts)
 
   return place
-
-
-class Whole(NamedTuple):
-  """From a part of a batch to all of it; the identity where there is one part.
-
-  Attributes:
-    gather: [b, ...] of the part's requests -> [B, ...] of all.
-    sum: over parts.
-  """
-
-  gather: Callable[[jax.Array], jax.Array] = lambda x: x
-  sum: Callable[[jax.Array], jax.Array] = lambda x: x
-
-
-def _gather(x):
-  x = jax.lax.all_gather(x, _FACTS, tiled=True)
-  return constrain(x, *(None,) * x.ndim)
-
-
-_TOGETHER = Whole(_gather, lambda x: jax.lax.psum(x, _FACTS))
-
-
-def each_part(fn: Callable[[EditBatch, Whole], Any], batch: EditBatch) -> Any:
-  """fn(part of the batch, Whole), which gives the same for every part.
-
-  On a mesh a part runs where its requests are; without one, part after part
-  in one program. What fn gathers or sums is one value for all, and what is
-  computed of it is computed once.
-  """
-  if batch.parts == 1:
-    return fn(batch, Whole())
-  cut = _parts(batch)
-  return _over(lambda part: fn(part, _TOGETHER), (_axes(cut),), None)(cut)
-
-
-def _over(fn, in_axes, out_axes):
-  """vmap over parts, each on its share of the devices."""
-  on = DATA if parts() > 1 else None
-  names = dict(axis_name=_FACTS, spmd_axis_name=on)
-  return jax.vmap(fn, in_axes, out_axes, **names)
-
-
-def _cut(x: jax.Array, parts: int) -> jax.Array:
-  """[B, ...] -> [parts, B / parts, ...]."""
-  x = x.reshape(parts, -1, *x.shape[1:])
-  return constrain(x, *(DATA, *(None,) * (x.ndim - 1)))
-
-
-def each_part_of(fn: Callable[..., Any], *rows: jax.Array) -> Any:
-  """each_part for plain arrays [R, ...]: fn(*part of each, Whole).
-
-  Rows that the mesh does not divide stay together.
-  """
-  count = parts()
-  if count == 1 or len(rows[0]) % count:
-    return fn(*rows, Whole())
-  cut = [_cut(x, count) for x in rows]
-  return _over(lambda *part: fn(*part, _TOGETHER), 0, None)(*cut)
-
-
-def each_rows(fn: Callable[..., Any], parts: int, *rows: Any) -> Any:
-  """fn of arrays [R, ...], of R / parts rows at a time; [R, ...] again."""
-  if parts == 1:
-    return fn(*rows)
-  cut = jax.tree.map(lambda x: _cut(x, parts), rows)
-  out = _over(fn, 0, 0)(*cut)
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-
-
-def _parts(batch: EditBatch) -> EditBatch:
-  """Leaves of requests as [parts, B / parts, ...]."""
-  count = batch.parts
-  fields = {n: _cut(getattr(batch, n), count) for n in _OF_REQUESTS}
-  held = batch.validation
-  return dataclasses.replace(
-    batch,
-    **fields,
-    budget=tuple(n // count for n in batch.budget),
-    parts=1,
-    validation=None if held is None else _parts(held),
-  )
-
-
-_OF_REQUESTS = 'head', 'head_len', 'tail', 'tail_len', 'label', 'valid'
-
-
-def _axes(batch: EditBatch) -> EditBatch:
-  """Which axis of each leaf is that of parts."""
-  held = batch.validation
-  fields = dict.fromkeys(_OF_REQUESTS, 0)
-  return dataclasses.replace(
-    batch,
-    **fields,
-    prefix=None,
-    prefix_len=None,
-    validation=None if held is None else _axes(held),
-  )
-
-
-def batch_specs(batches: EditBatch, on: Mesh) -> EditBatch:
-  """NamedShardings of stacked batches [N, B, ...]: requests over 'data'."""
-  sizes = shape(on)
-
-  def one(name):
-    leaf = getattr(batches, name)
-    axes = [None] * leaf.ndim
-    if name in _OF_REQUESTS:
-      axes[1] = DATA
-    return NamedSharding(on, _spec(leaf.shape, axes, sizes))
-
-  held = batches.validation
-  fields = {name: one(name) for name in (*_OF_REQUESTS, 'prefix', 'prefix_len')}
-  return dataclasses.replace(
-    batches,
-    **fields,
-    validation=None if held is None else batch_specs(held, on),
-  )

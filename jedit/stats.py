@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jedit import sharding
+from jedit import parts, sharding
 from jedit.files import open_text, read_json, writes
 from jedit.models import transformer
 from jedit.models.transformer import Model
@@ -79,7 +79,7 @@ def add(
 
     return transformer.run(model, params['site'], x, at, keep=square)[1]
 
-  new = sharding.each_part_of(part, tokens, mask) - sums.lost
+  new = parts.each_part_of(part, tokens, mask) - sums.lost
   total = sums.total + new
   lost = (total - sums.total) - new
   total, lost = sharding.by_rows((total, lost), total.shape[-1])

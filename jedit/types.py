@@ -52,7 +52,7 @@ class EditBatch:
     budget: static sizes (head, tail, plain, scored) of the packed layouts, at
       least the number of real tokens of each kind in any batch.
     parts: static; into how many the requests are split over devices, in order,
-      each with its share of the budget (sharding.each_part).
+      each with its share of the budget (parts.each_part).
     validation: None, or rows of the same requests to choose by, that no value
       is optimised on and no key is read from, with contexts of their own (no
       plain row; the KL row is empty).

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from jedit.models import transformer
 from jedit.models.transformer import Model
+from jedit.parts import Whole
 from jedit.rows import Rows, advance, enter
-from jedit.sharding import Whole
 from jedit.types import EditBatch, Params
 
 

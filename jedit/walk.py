@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float
 from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
+from jedit.parts import Whole
 from jedit.rows import Rows, advance, crop
-from jedit.sharding import Whole
 from jedit.types import EditBatch, Params, Targets, apply_updates
 from jedit.validate import enter_held, score
 

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, evaluate, sharding
+from jedit import checkpoint, evaluate, parts, sharding
 from jedit.models.load import Loaded
 from jedit.types import EditBatch, Editor, JeditError, Params
 from launch import common, devices
@@ -45,7 +45,7 @@ def _chunk(batches: EditBatch, start: int, size: int) -> EditBatch:
   if not sharding.shape():
     return jax.tree.map(jnp.asarray, part)
   on = jax.sharding.get_mesh()
-  return sharding.place(part, sharding.batch_specs(part, on))
+  return sharding.place(part, parts.specs(part, on))
 
 
 @jax.jit

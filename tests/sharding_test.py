@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 import jedit
 from jedit import checkpoint, evaluate, questions, sharding, stats
+from jedit import parts as in_parts
 from jedit.models import hf
 from jedit.types import JeditError
 from tests import tiny
@@ -34,7 +35,7 @@ def placed(mesh, fsdp=False, parts=None):
   params = tiny.split(params)
   where = sharding.specs(model.config, params, mesh, fsdp)
   batches = stream(parts or mesh.shape['data'])
-  on = sharding.place(batches, sharding.batch_specs(batches, mesh))
+  on = sharding.place(batches, in_parts.specs(batches, mesh))
   return sharding.place(params, where), on
 
 

@@ -14,8 +14,9 @@ import optax
 from jedit import values
 from jedit.condition import condition
 from jedit.models.transformer import Model
+from jedit.parts import Whole, each_part
 from jedit.rows import enter
-from jedit.sharding import Whole, by_rows, each_part
+from jedit.sharding import by_rows
 from jedit.types import EditBatch, Editor, EditReport, EditState, Params
 from jedit.walk import Solve, walk
 

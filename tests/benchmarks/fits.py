@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from jedit import parts as in_parts
 from jedit import sharding, values
 from jedit.editors.least_squares import gaussian, least_squares
 from jedit.models import hf
@@ -92,7 +93,7 @@ def measure(name: str, mesh) -> dict:
   )
   state = EditState(prior, int32, (), report)
   batches = batches_of(_FACTS.value, mesh.shape['data'])
-  batches = jax.tree.map(on, batches, sharding.batch_specs(batches, mesh))
+  batches = jax.tree.map(on, batches, in_parts.specs(batches, mesh))
   optimise = values.optimiser(model, **config.optimiser)
   editor = least_squares(
     model, np.zeros((layers, 1)), gaussian(1.0), remember=True,
