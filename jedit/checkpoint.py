@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
-from jedit import files, sharding
+from jedit import sharding
 from jedit.models import hf
 from jedit.types import JeditError, Params
 
@@ -39,14 +39,15 @@ def fingerprint(tree) -> str:
 
 
 def _pieces(leaf, size: int = 2**26) -> Iterator[np.ndarray]:
-  """A leaf on the host; of one on devices, not much more than `size` bytes at
-  a time."""
-  if not isinstance(leaf, jax.Array) or not leaf.ndim:
+  """A leaf on the host; of one on many devices, `size` bytes at a time."""
+  many = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+  if not many or not leaf.ndim:
     yield np.asarray(leaf)
     return
   rows = max(1, size * len(leaf) // max(leaf.nbytes, 1))
   for start in range(0, len(leaf), rows):
-    yield sharding.fetch(leaf[start : start + rows])
+    count = min(rows, len(leaf) - start)
+    yield sharding.fetch(jax.lax.dynamic_slice_in_dim(leaf, start, count))
 
 
 def digest(data: bytes) -> str:
@@ -56,7 +57,7 @@ def digest(data: bytes) -> str:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file whole or not at all."""
-  if not files.writes():
+  if not sharding.writes():
     return
   path = pathlib.Path(path)
   part = path.with_name(path.name + '.part')
@@ -118,7 +119,7 @@ def save_step(
   """Saves checkpoint `number` of a folder and drops all but the last ones."""
   folder = pathlib.Path(folder)
   save(folder / f'{number:06d}', tree)
-  for old in steps(folder)[:-keep] if files.writes() else ():
+  for old in steps(folder)[:-keep] if sharding.writes() else ():
     shutil.rmtree(folder / f'{old:06d}', ignore_errors=True)
 
 
@@ -138,7 +139,7 @@ def write_edit(
     manifest: what to remember of the edit; must hold 'layers' and 'base_hash'.
     state: the editor's state, to go on editing later; or None.
   """
-  if not files.writes():
+  if not sharding.writes():
     return
   folder = pathlib.Path(folder)
   part = folder.with_name(folder.name + '.part')

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit import answers, metrics, sharding
-from jedit import parts as in_parts
+from jedit import answers, metrics, parts, sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
@@ -99,14 +98,14 @@ def pick(asked: Probe, index: np.ndarray) -> Probe:
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
-def _score(model, params, q: Questions, head: int, tail: int, parts: int):
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _score(model, params, q: Questions, head: int, tail: int):
   """Of a chunk: -log p, summed over target tokens [R, K], and guess.
 
   `head` and `tail` are tokens that a part of the chunk has at most.
   """
   part = lambda *q: _score_part(model, params, Questions(*q), head, tail)
-  return in_parts.each_rows(part, parts, *q)
+  return parts.each_rows(part, *q)
 
 
 def _score_part(model, params, q: Questions, head: int, tail: int):
@@ -166,14 +165,14 @@ def score(
   """
   nll = np.zeros(questions.target_len.shape)
   guess = np.zeros(questions.target.shape, np.int32)
-  done, parts = 0, sharding.parts()
-  most = lambda counts: int(counts.reshape(parts, -1).sum(1).max())
-  for chunks, cut in bunches(questions, rows, parts):
+  done, split = 0, sharding.parts()
+  most = lambda counts: int(counts.reshape(split, -1).sum(1).max())
+  for chunks, cut in bunches(questions, rows, split):
     head = max(most(q.prompt_len) for q in cut)
     tail = max(most(np.maximum(q.target_len - 1, 0)) for q in cut)
     head, tail = round_up(head, 64), round_up(tail, 32) if tail else 0
     for chunk, q in zip(chunks, cut, strict=True):
-      found = sharding.fetch(_score(model, params, q, head, tail, parts))
+      found = sharding.fetch(_score(model, params, q, head, tail))
       here = len(chunk)
       nll[chunk] = found[0][:here]
       guess[chunk, :, : q.target.shape[2]] = found[1][:here]

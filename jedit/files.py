@@ -1,4 +1,4 @@
-"""Text files, gzip or not, JSON in both of its usual layouts; who writes."""
+"""Text files, gzip or not, and JSON in both of its usual layouts."""
 
 import gzip
 import json
@@ -7,14 +7,7 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
-import jax
-
 from jedit.types import JeditError
-
-
-def writes() -> bool:
-  """Whether this process writes; of several, the first does."""
-  return jax.process_index() == 0
 
 
 def open_text(path: str | os.PathLike):

@@ -79,11 +79,15 @@ def each_part_of(fn: Callable[..., Any], *rows: jax.Array) -> Any:
   return _over(lambda *part: fn(*part, _TOGETHER), 0, None)(*cut)
 
 
-def each_rows(fn: Callable[..., Any], parts: int, *rows: Any) -> Any:
-  """fn of arrays [R, ...], of R / parts rows at a time; [R, ...] again."""
-  if parts == 1:
+def each_rows(fn: Callable[..., Any], *rows: Any) -> Any:
+  """fn of a part of arrays [R, ...] at a time; [R, ...] again.
+
+  R is a multiple of the parts that the mesh in use has.
+  """
+  count = sharding.parts()
+  if count == 1:
     return fn(*rows)
-  cut = jax.tree.map(lambda x: _cut(x, parts), rows)
+  cut = [_cut(x, count) for x in rows]
   out = _over(fn, 0, 0)(*cut)
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 

@@ -6,12 +6,12 @@ is found by character offsets.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from jedit import sharding
 from jedit.records import Request
 from jedit.tokens import continuation, render, start_ids, target_ids
 from jedit.types import EditBatch, JeditError
@@ -146,7 +146,7 @@ def edit_batches(
   max_length: int | None = None,
   lookup: str = 'subject',
   validation: Sequence[Sequence[int]] | Literal['test_prompts'] = (),
-  parts: int = 1,
+  parts: int = 0,
 ) -> EditBatch:
   """All batches of a stream as one stacked EditBatch [N, B, ...] (NumPy).
 
@@ -166,9 +166,9 @@ def edit_batches(
       `contexts`. 'test_prompts': the plain prompt and the paraphrases that the
       edit is evaluated on, which leaks the test and is there to reproduce
       AlphaEdit+'s released code.
-    parts: devices that a batch is split over ('data' of the mesh); B is rounded
-      up to a multiple, and requests are dealt out so that every part has about
-      as many tokens.
+    parts: what a batch is split into; 0: as the mesh in use splits it. B is
+      rounded up to a multiple, and requests are dealt out so that every part
+      has about as many tokens.
 
   Raises:
     JeditError: naming the record whose subject or target has no token, or that
@@ -184,6 +184,7 @@ def edit_batches(
 
   before = [[*bos, *c] for c in contexts]
   rows = [[make(r, before) for r in batch] for batch in batches]
+  parts = parts or sharding.parts()
   size = round_up(batch_size, parts)
   order = [_dealt(batch, size, parts) for batch in rows]
   out = _pack(rows, [[], *before, []], order, (parts, size // parts))
@@ -278,7 +279,7 @@ def _pack(rows, prefixes, places, size: tuple[int, int]) -> EditBatch:
     most = int(counts.reshape(len(rows) * parts, -1).sum(1).max())
     return parts * round_up(most, max(step // parts, 16))
 
-  budget = tuple(itertools.starmap(room, needs))
+  budget = tuple(room(*need) for need in needs)
   every = lambda a: np.broadcast_to(a, (len(rows), *a.shape))
   rest = head, head_len, tail, tail_len, label, valid, budget
   return EditBatch(every(prefix), every(prefix_len), *rest, parts=parts)

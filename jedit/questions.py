@@ -71,7 +71,7 @@ def bunches(
   """Chunks of questions of like lengths, at most `rows` each: indices, parts.
 
   Lengths are alike if they have the same power of two, so that few programs
-  are compiled. The parts have a multiple of `parts` rows.
+  are compiled. The second have a multiple of `parts` rows, filled up.
   """
   power = lambda n, least: (
     2 ** np.ceil(np.log2(np.maximum(n, least))).astype(int)

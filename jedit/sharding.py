@@ -154,6 +154,11 @@ def place(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(one, tree, shardings)
 
 
+def writes() -> bool:
+  """Whether this process writes; of several, the first does."""
+  return jax.process_index() == 0
+
+
 def fetch(tree: Any) -> Any:
   """Arrays as NumPy, whole, on every host."""
 

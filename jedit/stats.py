@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jedit import parts, sharding
-from jedit.files import open_text, read_json, writes
+from jedit.files import open_text, read_json
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.types import JeditError, Params, SecondMoment
@@ -175,7 +175,7 @@ def collect(
 def save_arrays(path: str | os.PathLike, **arrays) -> None:
   """Writes a .npz file whole or not at all."""
   arrays = sharding.fetch(arrays)
-  if not writes():
+  if not sharding.writes():
     return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from jedit import files, generate, prompts, requests
+from jedit import generate, prompts, requests, sharding
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 from launch import devices
@@ -158,7 +158,7 @@ def bar(total: int, name: str, unit: str) -> tqdm:
   return tqdm(
     total=total,
     desc=name,
-    disable=not files.writes(),
+    disable=not sharding.writes(),
     unit=unit,
     smoothing=0.1,
     dynamic_ncols=True,
@@ -173,5 +173,5 @@ def ticker(progress: tqdm):
 
 def say(text: str) -> None:
   """A line on screen, by the first process."""
-  if files.writes():
+  if sharding.writes():
     print(text, flush=True)

@@ -99,7 +99,6 @@ def _run(config, workdir, loaded):
     model.config.context_length,
     config.lookup,
     held,
-    sharding.parts(),
   )
   preflight.check(config, loaded, batches)
   split = jedit.split(params, lo, hi)

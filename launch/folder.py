@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jedit import checkpoint, files, metrics, requests
+from jedit import checkpoint, metrics, requests, sharding
 from jedit.types import JeditError
 from launch import common, devices
 
@@ -87,7 +87,7 @@ class Log:
 
   def add(self, **entry) -> None:
     self.lines.append(entry)
-    if not files.writes():
+    if not sharding.writes():
       return
     with self.path.open('a') as f:
       f.write(json.dumps(entry) + '\n')

@@ -54,8 +54,9 @@ def load(source: str | os.PathLike, place: hf.Place = hf.whole) -> Loaded:
     source: `package:NAME` (an installed package with a GGUF file), a .gguf
       file, a Hugging Face folder, a jedit checkpoint, an edit or run folder
       (its base with the edit applied), or a name on the Hugging Face hub.
-    place: makes the arrays; NumPy's by default, those of a mesh with
-      sharding.placer, which reads no more than each device holds.
+    place: makes the arrays of a Hugging Face folder or GGUF file; NumPy's by
+      default, those of a mesh with sharding.placer, which reads of a folder no
+      more than each device holds. What jedit wrote comes as NumPy arrays.
   """
   text, path = str(source), pathlib.Path(source)
   if text.startswith('package:'):
