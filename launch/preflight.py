@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,67 +51,38 @@ def product_rate(rounded: bool, size: int = 1024) -> float:
 
 def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
   """Prints the plan and refuses one that does not fit."""
-  c, (lo, hi) = loaded.model.config, config.layers
-  weights, devices = weights_of(loaded, config.fsdp), sharding.count()
-  split = sharding.shape().get(sharding.MODEL, 1)  # of a matrix
-  parts = batches.parts  # of a batch
-  head, tail, plain, scored = batches.budget
-  sites, above = hi - lo + 1, c.num_layers - 1 - hi
-  asked, per = batches.valid.shape[1], batches.head_len.shape[2]
-  slots = batches.prefix.shape[-1] + batches.head.shape[-1]
+  c, devices = loaded.model.config, sharding.count()
   size = loaded.params['layers']['mlp']['up']['kernel'].dtype.itemsize
-  cached = 2 * size * above * asked * per * slots * c.num_kv_heads * c.head_dim
-  twice = config.method.endswith('+blue')  # the first time through more layers
-  held = 4 * (2 if twice else sites) * c.mlp_width
-  state = held * config.editor.get('capacity', 0)
-  if method.needs_moment(config):
-    state += 3 * held * c.mlp_width
-  below, deep, read = head + tail, above, scored + asked
-  if config.optimiser:
-    steps, tokens = config.optimiser.get('steps', 25) - 1, tail
-    if twice:
-      steps, deep = 2 * steps, above + sites - 1
-  else:  # a gradient editor: the plain prompts, from the site on
-    steps = config.editor.get('steps', 1) + config.editor.get('settle', 0) + 1
-    tokens = below = plain + tail // (per - 1)
-    deep, read, cached = above + sites, scored // (per - 1), 0
-    state += 6 * 4 * sites * c.mlp_width * c.width  # Adam's
-  wide = 4 * c.mlp_width / split + 10 * c.width
-  saved = size * deep * tokens / parts * wide
-  logits = 3 * 4 * read * c.vocab_size / (parts * split)
-  cached /= parts * (1 if c.num_kv_heads % split else split)
-  layer = 2 * (
-    c.width * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-    + 3 * c.width * c.mlp_width
-  )
-  work = layer * (below * c.num_layers + 2 * steps * tokens * deep)
-  work += 4 * steps * read * c.width * c.vocab_size
-  if batches.validation is not None:  # two candidates a layer, or all
-    *fed, _, scored = batches.validation.budget
-    tokens = sum(fed)
-    tries = sites * (config.editor.steps + 1 if config.editor.exhaustive else 2)
-    work += tries * tokens * layer * (above + sites / 2)
-    work += tries * 2 * scored * c.width * c.vocab_size
-    logits = max(logits, 4 * scored * c.vocab_size / (parts * split))
-  if config.network:
-    files = pathlib.Path(config.network).rglob('*')
-    state += sum(f.stat().st_size for f in files if f.is_file())
+  held = plan(config, c, size, batches, weights_of(loaded, config.fsdp))
   rounded = config.optimiser.get('products') == 'bfloat16'
   rate = 0.6 * product_rate(rounded) * devices
-  seconds = work * batches.valid.shape[0] / rate
-  copies = 2 * layer * deep + 4 * c.width * c.vocab_size if rounded else 0
-  parts = {
-    'weights': 2 * weights + copies / split,
-    'values' if config.optimiser else 'descent': saved + cached + logits,
-    'prior': state / devices,
-  }
-  need = sum(parts.values())
-  have = config.memory or available()
-  listed = ', '.join(f'{k} {v / 2**30:.2f}' for k, v in parts.items())
+  seconds = operations(config, c, batches) * batches.valid.shape[0] / rate
+  listed = ', '.join(f'{k} {v / 2**30:.2f}' for k, v in held.items())
+  rest = f'({listed}); editing takes at most about {seconds:.0f} s'
+  _fits(config, 'preflight', sum(held.values()), rest)
+
+
+def confirm(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
+  """The same of a compiled edit step, by what the compiler says it takes."""
+  need = taken(compiled)
+  if need:
+    _fits(config, 'compiled', need, 'for the edit step')
+
+
+def taken(compiled: jax.stages.Compiled) -> float:
+  """Bytes of arguments, results and workspace on a device; 0: unknown."""
+  m = compiled.memory_analysis()
+  if m is None:
+    return 0
+  results = m.output_size_in_bytes - m.alias_size_in_bytes
+  return m.argument_size_in_bytes + m.temp_size_in_bytes + results
+
+
+def _fits(config: ConfigDict, name: str, need: float, rest: str) -> None:
+  have, devices = config.memory or available(), sharding.count()
   each = f' on each of {devices} devices' if devices > 1 else ''
   common.say(
-    f'preflight: {need / 2**30:.2f} GiB of {have / 2**30:.1f}{each} '
-    f'({listed}); editing takes at most about {seconds:.0f} s'
+    f'{name}: {need / 2**30:.2f} GiB of {have / 2**30:.1f}{each} {rest}'
   )
   if need > have:
     raise JeditError(
@@ -119,3 +91,135 @@ def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
       f'{config.batch_size}), fewer layers, or more devices '
       '(--config.model_parallel, --config.fsdp)'
     )
+
+
+class _Shape(NamedTuple):
+  """What of a run its bytes and its operations depend on.
+
+  Attributes:
+    sites: edited layers.
+    deep: layers that the gradient goes through.
+    below: tokens that run through all layers, once.
+    tokens: tokens that run `deep`, forth and back at every step.
+    read: tokens whose logits are computed.
+    steps: how often.
+  """
+
+  sites: int
+  deep: int
+  below: int
+  tokens: int
+  read: int
+  steps: int
+
+
+def _shape(config: ConfigDict, c: layers.Config, batches: EditBatch) -> _Shape:
+  head, tail, plain, scored = batches.budget
+  lo, hi = config.layers
+  sites, above = hi - lo + 1, c.num_layers - 1 - hi
+  read = scored + batches.valid.shape[1]
+  if config.optimiser:
+    steps = config.optimiser.get('steps', 25) - 1
+    if _twice(config):
+      return _Shape(
+        sites, above + sites - 1, head + tail, tail, read, 2 * steps
+      )
+    return _Shape(sites, above, head + tail, tail, read, steps)
+  # A gradient editor: the plain prompts, from the site on.
+  steps = config.editor.get('steps', 1) + config.editor.get('settle', 0) + 1
+  per = batches.head_len.shape[2] - 1
+  tokens = plain + tail // per
+  return _Shape(sites, above + sites, tokens, tokens, scored // per, steps)
+
+
+def _twice(config: ConfigDict) -> bool:
+  """Whether a batch is walked twice, the first time through more layers."""
+  return config.method.endswith('+blue')
+
+
+def _matrices(c: layers.Config) -> int:
+  """Of an MLP: gate, up, down, or up and down."""
+  return 3 if c.family == 'llama' else 2
+
+
+def _layer(c: layers.Config) -> int:
+  """Entries of a layer's matrices."""
+  heads = 2 * c.num_heads + 2 * c.num_kv_heads
+  return c.width * (heads * c.head_dim + _matrices(c) * c.mlp_width)
+
+
+def plan(
+  config: ConfigDict,
+  c: layers.Config,
+  size: int,
+  batches: EditBatch,
+  weights: float,
+) -> dict[str, float]:
+  """Bytes that editing a batch holds on a device.
+
+  Args:
+    config: of the run.
+    c: shapes of the model.
+    size: bytes of an entry of its weights.
+    batches: the stream (or its shapes).
+    weights: bytes of the weights that a device holds.
+
+  Returns:
+    base: weights as they were read; weights: those being edited; values (or
+    descent): what the gradient needs; prior: the editor's state.
+  """
+  s, split = _shape(config, c, batches), sharding.shape().get(sharding.MODEL, 1)
+  parts = batches.parts
+  read = s.read / parts
+  if batches.validation is not None:
+    read = max(read, batches.validation.budget[-1] / parts / 3)
+  # XLA's CPU backend multiplies bfloat16 as float32, and keeps it so.
+  widened = jax.default_backend() == 'cpu' and size < 4
+  wide = 4 if widened else size
+  projected = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+  inner = (_matrices(c) - 1) * c.mlp_width + projected
+  saved = wide * s.deep * s.tokens / parts * (2 * c.width + inner / split)
+  logits = 3 * 4 * read * c.vocab_size / split
+  used = s.deep * _layer(c) + c.width * c.vocab_size
+  copies = 4 * used / split if widened else 0
+  rounded = config.optimiser.get('products') == 'bfloat16'
+  copies += 4 * used / split if rounded else 0
+  name, cached = 'descent', 0
+  if config.optimiser:
+    name = 'values'
+    rows = batches.valid.shape[1] * batches.head_len.shape[2] / parts
+    slots = batches.prefix.shape[-1] + batches.head.shape[-1]
+    heads = c.num_kv_heads / (1 if c.num_kv_heads % split else split)
+    # Keys and values, as computed and as the loop over layers wants them.
+    cached = (size + wide) * 2 * s.deep * rows * slots * heads * c.head_dim
+  held = 4 * (2 if _twice(config) else s.sites) * c.mlp_width
+  state = held * config.editor.get('capacity', 0)
+  if method.needs_moment(config):
+    state += 3 * held * c.mlp_width
+  if not config.optimiser:
+    state += 6 * 4 * s.sites * c.mlp_width * c.width  # Adam's
+  if config.network:
+    files = pathlib.Path(config.network).rglob('*')
+    state += sum(f.stat().st_size for f in files if f.is_file())
+  return {
+    'base': weights,
+    'weights': weights + copies,
+    name: saved + cached + logits,
+    'prior': state / sharding.count(),
+  }
+
+
+def operations(
+  config: ConfigDict, c: layers.Config, batches: EditBatch
+) -> float:
+  """Of the products of one batch, at most."""
+  s, layer = _shape(config, c, batches), 2 * _layer(c)
+  work = layer * (s.below * c.num_layers + 2 * s.steps * s.tokens * s.deep)
+  work += 4 * s.steps * s.read * c.width * c.vocab_size
+  if batches.validation is not None:  # two candidates a layer, or all
+    *fed, _, scored = batches.validation.budget
+    tries = config.editor.steps + 1 if config.editor.exhaustive else 2
+    above = c.num_layers - 1 - config.layers[1] + s.sites / 2
+    one = sum(fed) * layer * above + 2 * scored * c.width * c.vocab_size
+    work += s.sites * tries * one
+  return work

@@ -19,7 +19,7 @@ import jedit
 from jedit import checkpoint, evaluate, parts, sharding
 from jedit.models.load import Loaded
 from jedit.types import EditBatch, Editor, JeditError, Params
-from launch import common, devices
+from launch import common, devices, preflight
 from launch.folder import Log
 from launch.measure import Counts, Measured, Measurer
 
@@ -105,6 +105,7 @@ def run(
   )
   compiled = fn.lower(params, state, _chunk(batches, 0, size)).compile()
   compile_seconds = time.perf_counter() - start
+  preflight.confirm(config, compiled)
   store = folder / 'checkpoint'
   cursor, found = 0, checkpoint.steps(store)
   if devices.agreed(bool(found)):

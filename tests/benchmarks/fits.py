@@ -9,6 +9,7 @@ launch.preflight plans.
 
 import importlib
 import json
+import math
 import time
 
 import jax
@@ -23,6 +24,7 @@ from jedit.models import hf
 from jedit.models.transformer import build, split
 from jedit.sequence import edit_sequence
 from jedit.types import EditBatch, EditReport, EditState
+from launch import preflight
 
 _MODELS = flags.DEFINE_list('model', ['llama3_8b'], 'Files of configs/.')
 _DATA = flags.DEFINE_integer('data', 1, "Parts of the axis 'data'.")
@@ -102,24 +104,26 @@ def measure(name: str, mesh) -> dict:
   sharded = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
   fn = jax.jit(
     lambda *args: edit_sequence(editor, *args),
-    donate_argnums=(0, 1),
+    donate_argnums=0,
     out_shardings=(sharded(params), sharded(state), None),
   )
   start = time.perf_counter()
   compiled = fn.lower(params, state, batches).compile()
   seconds = time.perf_counter() - start
-  m = compiled.memory_analysis()
-  need = (
-    m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
-    - m.alias_size_in_bytes
-  )  # fmt: skip
+  need, m = preflight.taken(compiled), compiled.memory_analysis()
   gib = lambda n: round(n / 2**30, 3)
+  part = lambda x: x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+  weights = sum(map(part, jax.tree.leaves(params)))
+  planned = preflight.plan(config, model.config, 2, batches, weights)
+  del planned['base']  # not the edit step's
   return {
     'model': name,
     'mesh': dict(mesh.shape),
     'arguments': gib(m.argument_size_in_bytes),
     'temporary': gib(m.temp_size_in_bytes),
     'all': gib(need),
+    'planned': gib(sum(planned.values())),
+    'plan': {k: gib(v) for k, v in planned.items()},
     'compile_seconds': round(seconds, 1),
   }
 

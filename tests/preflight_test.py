@@ -1,0 +1,38 @@
+"""What a run is said to need, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base
+from jedit.types import JeditError
+from launch import preflight
+from tests import tiny
+
+
+def test_a_compiled_step_that_does_not_fit_is_refused():
+  config = base.get_config('memit', model='', layers=(1, 2))
+  x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+  compiled = jax.jit(lambda x: x @ x).lower(x).compile()
+  assert preflight.taken(compiled) >= 2 * 256 * 256 * 4  # x and the result
+  preflight.confirm(config, compiled)
+  config.memory = 1000.0
+  with pytest.raises(JeditError, match='smaller --config.batch_size'):
+    preflight.confirm(config, compiled)
+
+
+def test_a_plan_grows_with_the_batch_and_shrinks_with_the_steps():
+  config = base.get_config('memit', model='', layers=(1, 2))
+  model, _ = tiny.model()
+  batches = tiny.stack([tiny.batch()])
+  plan = lambda b, c=config: preflight.plan(c, model.config, 4, b, 1000.0)
+  one = plan(batches)
+  assert one['base'] == 1000 and one['prior'] > 0
+  twice = tuple(2 * n for n in batches.budget)
+  more = plan(dataclasses.replace(batches, budget=twice))
+  assert more['values'] > one['values'] and more['prior'] == one['prior']
+  work = preflight.operations(config, model.config, batches)
+  config.optimiser.steps //= 2
+  assert 0 < preflight.operations(config, model.config, batches) < work
