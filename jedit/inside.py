@@ -1,8 +1,9 @@
 """What editing did inside a model: weights, singular values, hidden states.
 
 AdaEdit's tables of weights, the condition number and the spectrum that PRUNE
-and AlphaEdit look at, and AlphaEdit's drift of hidden states, which are shown
-in two dimensions.
+and AlphaEdit look at, AlphaEdit's drift of hidden states, which are shown in
+two dimensions, and how alike edited facts are, by their keys and by what was
+written for them.
 """
 
 import functools
@@ -18,7 +19,8 @@ from sklearn.manifold import TSNE
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.questions import Questions, bunches
-from jedit.types import Params
+from jedit.rows import advance, enter, plain
+from jedit.types import EditBatch, Params
 
 
 def weights(
@@ -83,6 +85,33 @@ def states(
       found = _ends(model, params, c.prompt, c.prompt_len, size)
       out[chunk] = np.asarray(found, np.float32)[: len(chunk)]
   return out
+
+
+def keys(
+  model: Model, params: Params, batch: EditBatch
+) -> Float[np.ndarray, 'E B F']:
+  """Of each request's plain prompt, at its lookup token, by site layer.
+
+  Args:
+    model: the network.
+    params: split at the site.
+    batch: one batch [B, ...].
+  """
+
+  @jax.jit
+  def run(params, batch):
+    rows = enter(model, params, batch)
+    every = advance(model, params['site'], rows, lambda trace: trace.key)[1]
+    at = rows.at.token[:, batch.head.shape[-1]]
+    return jax.vmap(lambda key: transformer.take(key, at))(every)
+
+  return np.asarray(run(params, plain(batch)), np.float32)
+
+
+def cosines(x: Float[np.ndarray, 'N D']) -> Float[np.ndarray, 'N N']:
+  """Of every row with every other; 0 with a row of zeros."""
+  unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+  return unit @ unit.T
 
 
 def drift(

@@ -85,6 +85,17 @@ def clouds(
   _write(figure, path)
 
 
+def squares(path: pathlib.Path, maps: Mapping[str, np.ndarray]) -> None:
+  """Writes a map [N, N] of cosines a title, side by side."""
+  figure = Figure(figsize=(5 * len(maps), 4.5), layout='constrained')
+  panels = figure.subplots(1, len(maps), squeeze=False)[0]
+  for panel, (title, values) in zip(panels, maps.items(), strict=True):
+    drawn = panel.imshow(values, cmap='RdBu_r', vmin=-1, vmax=1)
+    panel.set(title=title, xlabel='edited fact')
+  figure.colorbar(drawn, ax=panels, label='cosine')
+  _write(figure, path)
+
+
 def _write(figure: Figure, path: pathlib.Path) -> None:
   part = path.with_name(path.name + '.part')
   figure.savefig(part, format='png', dpi=120)

@@ -27,6 +27,10 @@ _SCHEDULES = {
   'immediate': 'facts just written',
   'first': 'the first facts',
 }
+_PICTURES = {
+  'alike.png': 'cosines of the edited facts, those of a relation together',
+  'drift.png': 'hidden states, before and after',
+}
 _FAILED = 20  # facts listed a run
 
 
@@ -39,7 +43,7 @@ class Run(NamedTuple):
   log: list[dict]
   records: list[dict]
   inside: dict | None  # what launch.inside found
-  drift: str  # and its picture, base64; ''
+  pictures: dict[str, str]  # and its pictures, base64, by what they show
 
 
 def read(where: str) -> Run:
@@ -59,11 +63,14 @@ def read(where: str) -> Run:
   if not {'rendering', 'perplexity'} <= set(results):
     raise JeditError(f'--runs: {path} is of an earlier jedit: make it again')
   rest = found['log.jsonl'], found['records.jsonl']
-  more, drift = path / 'inside.json', path / 'drift.png'
+  more = path / 'inside.json'
   inside = json.loads(more.read_text()) if more.is_file() else None
-  image = drift.read_bytes() if drift.is_file() else b''
-  image = base64.b64encode(image).decode()
-  return Run(path.name, config, results, *rest, inside, image)
+  pictures = {
+    words: base64.b64encode((path / name).read_bytes()).decode()
+    for name, words in _PICTURES.items()
+    if (path / name).is_file()
+  }
+  return Run(path.name, config, results, *rest, inside, pictures)
 
 
 def headline(runs: list[Run]) -> list[dict]:

@@ -45,6 +45,28 @@ def test_states_are_those_behind_the_last_layer():
     np.testing.assert_allclose(state, whole.out[-1, -1], atol=1e-5)
 
 
+def test_keys_are_those_of_the_lookup_token():
+  model, params = tiny.model()
+  batch = tiny.batch(4)
+  got = inside.keys(model, tiny.split(params), batch)
+  assert got.shape == (tiny.SITE[1] - tiny.SITE[0] + 1, 4, 64)
+  for b in range(4):
+    size, after = int(batch.head_len[b, 0]), int(batch.tail_len[b, 0])
+    ids = np.concatenate([batch.head[b, 0, :size], batch.tail[b, 0, :after]])
+    whole = tiny.trace(model, params, ids)
+    lo, hi = tiny.SITE
+    np.testing.assert_allclose(
+      got[:, b], whole.key[lo : hi + 1, size], atol=1e-5
+    )
+
+
+def test_cosines():
+  x = np.float32([[3, 0], [0, 2], [1, 1], [0, 0]])
+  half = np.sqrt(0.5)
+  want = [[1, 0, half, 0], [0, 1, half, 0], [half, half, 1, 0], [0] * 4]
+  np.testing.assert_allclose(inside.cosines(x), want, atol=1e-6)
+
+
 def test_drift():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(200, 6))
@@ -74,4 +96,5 @@ def test_the_program_looks_into_a_run(run, tmp_path, capsys):
   assert found['drift']['moved'] > 0
   assert f'{found["drift"]["moved"]:.4f}' in out
   page = report.render([report.read(str(work))])
-  assert 'data:image/png;base64,iVBOR' in page
+  assert page.count('data:image/png;base64,iVBOR') == 2
+  assert 0 < found['alike']['keys of layer 2'] <= 1
