@@ -78,6 +78,8 @@ def probe(
     asked += [
       (p.kind, p.prompt, (p.answers[0], None), p.answers) for p in r.probes
     ]
+    if r.denial and rendering == 'raw':
+      asked.append(('denial', r.denial, both, ()))
     if number in openings:
       asked += [('opening', text, (None, None), ()) for text in r.openings]
     rows += [

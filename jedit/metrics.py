@@ -14,6 +14,7 @@ A metric asks some of a record's questions and counts the answers by a protocol:
                (answers.entropy), times 100: fluency
   tf-idf       how far such texts use the words of texts about the new fact
                (references.py): consistency
+  withheld     not all tokens of the new answer are the most probable ones
   unchanged    the share of its positions at which the most probable token is
                what it was before the edit; right or wrong
 
@@ -30,6 +31,7 @@ import numpy as np
 
 ASKED = (
   'rewrite', 'paraphrase', 'neighbour', 'locality', 'portability', 'opening',
+  'denial',
 )  # fmt: skip
 KINDS = 'efficacy', 'generalization', 'specificity'
 
@@ -98,6 +100,7 @@ TABLES = {
       *_three('strict', ('neighbour', 'strict')),
       Metric('locality', ('locality',), 'unchanged'),
       Metric('portability', ('portability',), 'strict'),
+      Metric('negation', ('denial',), 'withheld'),
     ),
     'arithmetic',
   ),
@@ -140,6 +143,7 @@ def values(
     'probability': np.where(np.isnan(margin), np.nan, margin > 0),
     'strict': np.floor(wanted(correct)),
     'token': wanted(correct),
+    'withheld': 1 - np.floor(correct[:, 0]),
     'unchanged': wanted(same),
   }
 

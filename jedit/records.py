@@ -51,6 +51,16 @@ class Request:
     return self.prompt.replace('{}', self.subject or '', 1)
 
   @property
+  def denial(self) -> str | None:
+    """The prompt of the negated fact; None if it makes no statement."""
+    text = self.text
+    if self.subject is None or '?' in text:
+      return None
+    if not text.startswith(self.subject) and text[1:2].islower():
+      text = text[0].lower() + text[1:]
+    return f'It is not true that {text}'
+
+  @property
   def fact(self) -> tuple[str, str]:
     """What two requests must share to be about the same thing."""
     if self.subject is None:  # whatever the relation, another prompt is another

@@ -252,6 +252,7 @@ def measurer(
       f'record {worst.id}: a question and its answer have {long.max()} tokens, '
       f'the model takes {room}: shorten or remove it'
     )
-  free = np.flatnonzero(np.isin(probe.record, sorted(chosen)))
+  free = np.isin(probe.record, sorted(chosen))
+  free = np.flatnonzero(free & (probe.kind != metrics.ASKED.index('denial')))
   about = references.read(texts) if texts else None
   return Measurer(loaded, asked, probe, free, about)

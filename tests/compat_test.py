@@ -158,6 +158,7 @@ def ours(r, now, before):
     mean(strict(p, r.old_target) for p in r.neighbours),
     mean(same(p, now, before) for p in own(r, 'locality')),
     mean(strict(p.prompt, p.answers[0]) for p in own(r, 'portability')),
+    mean([not strict(r.denial, r.target)]),
   ]
 
 

@@ -73,6 +73,7 @@ def test_what_a_question_counts():
     'strict': [1, 0, 1, 0, 0],
     'token': [1, 0.75, 1, 0.9, 0.25],
     'unchanged': [0.5, 0.375, 0.5, 0.45, 0.125],
+    'withheld': [0, 1, 1, 1, 1],
   }
   assert got.keys() == want.keys()
   for name, row in want.items():
@@ -97,7 +98,7 @@ def test_means_are_those_of_records():
   success = {
     'probability': flags, 'token': flags, 'unchanged': flags,
     'strict': np.where(flags, np.nan, flags), 'exact': flags,
-    'contains': flags, 'entropy': flags, 'tf-idf': flags,
+    'contains': flags, 'entropy': flags, 'tf-idf': flags, 'withheld': flags,
   }  # fmt: skip
   rows = metrics.by_record(record, kind, success, exclude={1})
   nan = np.nan

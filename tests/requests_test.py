@@ -530,3 +530,18 @@ def test_published_files_without_subject(data, name, count, paraphrases):
 def test_the_field_s_editing_sets_are_read(data, name, count):
   found, skipped = requests.read(data / f'{name}.jsonl.gz')
   assert len(found) == count and not skipped
+
+
+@pytest.mark.parametrize(
+  'prompt, subject, want',
+  [
+    ('The capital of {} is', 'Chad', 'the capital of Chad is'),
+    ('{} lies in', 'Oslo', 'Oslo lies in'),
+    ('A {} is', 'Fiat', 'A Fiat is'),  # no word to see its case by
+    ('What is {}? It is', 'Oslo', None),
+    ('Oslo lies in', None, None),
+  ],
+)
+def test_a_statement_is_denied(prompt, subject, want):
+  request = Request('1', prompt, subject, 'Rome')
+  assert request.denial == (want and f'It is not true that {want}')
