@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nltk.tokenize import NLTKWordTokenizer
+from rouge_score.rouge_scorer import RougeScorer
 
 
 def normal(text: str) -> str:
@@ -41,6 +42,12 @@ def exact(said: str, answers: Sequence[str]) -> bool:
     for a in answers
     if a.strip()
   )
+
+
+def recall(said: str, answers: Sequence[str]) -> float:
+  """ROUGE-L recall: of an answer's words, those said in its order, at best."""
+  scorer = RougeScorer(['rougeL'])
+  return max(scorer.score(a, said)['rougeL'].recall for a in answers)
 
 
 def last_number(said: str, answers: Sequence[str]) -> bool:

@@ -37,6 +37,13 @@ class Probe(NamedTuple):
   kind: np.ndarray
   answers: list[tuple[str, ...]]
 
+  @property
+  def long(self) -> set[int]:
+    """Records whose new target is more than a phrase."""
+    first = self.kind == metrics.ASKED.index('rewrite')
+    size = self.questions.target_len[:, 0]
+    return set(self.record[first & (size > metrics.PHRASE)].tolist())
+
 
 class Scores(NamedTuple):
   """Of each question's candidates, teacher-forced; NaN where one is absent.
@@ -238,6 +245,11 @@ def by_record(
     for i, text in (said or {}).items():
       if asked.answers[i]:
         found[name][i] = right(text, asked.answers[i])
+  found['rouge-l'] = np.full(len(asked.kind), np.nan)
+  long = asked.long
+  for i, text in (said or {}).items():
+    if asked.answers[i] and asked.record[i] in long:
+      found['rouge-l'][i] = answers.recall(text, asked.answers[i])
   opens = asked.kind == metrics.ASKED.index('opening')
   found['entropy'] = np.full(len(opens), np.nan)
   found['tf-idf'] = np.full(len(opens), np.nan)

@@ -4,17 +4,47 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterable
 
+import huggingface_hub
+
 from jedit.types import JeditError
+
+_HUB = re.compile(r'hub:([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?/(.+)')
+
+
+def local(path: str | os.PathLike) -> pathlib.Path:
+  """A file that is here; hub:OWNER/NAME[@REVISION]/FILE is fetched first.
+
+  The latter is of a data set on the Hugging Face hub, and is kept where that
+  library keeps its files.
+  """
+  text = os.fspath(path)
+  if text.startswith('hub:'):
+    name = _HUB.fullmatch(text)
+    if name is None:
+      raise JeditError(f'{text}: write hub:OWNER/NAME[@REVISION]/FILE')
+    repo, revision, file = name.groups()
+    try:
+      path = huggingface_hub.hf_hub_download(
+        repo, file, repo_type='dataset', revision=revision
+      )
+    except Exception as e:
+      raise JeditError(
+        f'{text}: the hub does not give it ({type(e).__name__}); check the '
+        'name, or give a file that is here'
+      ) from e
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise JeditError(f'{path}: no such file')
+  return path
 
 
 def open_text(path: str | os.PathLike):
   """A text file, gzip or not."""
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise JeditError(f'{path}: no such file')
+  path = local(path)
   with path.open('rb') as f:
     packed = f.read(2) == b'\x1f\x8b'
   return (

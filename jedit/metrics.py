@@ -10,6 +10,8 @@ A metric asks some of a record's questions and counts the answers by a protocol:
   exact        the model, speaking freely and greedily, says the answer and
                nothing else in its first line (SQuAD's normal form)
   contains     it says the answer among other words there
+  rouge-l      the share of a long answer's words that it says in their order
+               (answers.recall)
   entropy      of the words of a text that it writes after an opening
                (answers.entropy), times 100: fluency
   tf-idf       how far such texts use the words of texts about the new fact
@@ -33,6 +35,7 @@ ASKED = (
   'rewrite', 'paraphrase', 'neighbour', 'locality', 'portability', 'opening',
   'denial',
 )  # fmt: skip
+PHRASE = 32  # tokens; an answer of more is long
 KINDS = 'efficacy', 'generalization', 'specificity'
 
 
@@ -118,6 +121,13 @@ TABLES = {
   ),
   'wild-2025': _spoken('exact'),
   'jedit-spoken': _spoken('contains'),
+  'jedit-long': Table(
+    (
+      Metric('efficacy', ('rewrite',), 'rouge-l'),
+      Metric('generalization', ('paraphrase',), 'rouge-l'),
+      Metric('portability', ('portability',), 'rouge-l'),
+    )
+  ),
 }
 
 

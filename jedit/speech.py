@@ -7,6 +7,7 @@ import numpy as np
 from jedit import generate, metrics
 from jedit.evaluate import Probe
 from jedit.models.transformer import Model
+from jedit.questions import Questions
 from jedit.types import Params
 
 
@@ -35,8 +36,13 @@ def speak(
   return said
 
 
-SPOKEN = 32  # tokens of a free answer
 OPENED = 100  # of an opening and what follows it, as in MEMIT's code
+
+
+def lengths(q: Questions) -> np.ndarray:
+  """[Q], tokens of a free answer: a phrase's, or as many as the right one's."""
+  phrases = np.maximum(-(-q.target_len[:, 0] // metrics.PHRASE), 1)
+  return phrases * metrics.PHRASE
 
 
 def of_probe(
@@ -48,8 +54,8 @@ def of_probe(
 ) -> list[str]:
   """What the model says freely to each question.
 
-  Greedily, 32 tokens; to an opening, drawn among the five most probable, and
-  with the opening before it.
+  Greedily, 32 tokens, or as many as a long answer has; to an opening, drawn
+  among the five most probable, and with the opening before it.
   """
   ids = [
     row[:size].tolist()
@@ -60,11 +66,12 @@ def of_probe(
   opens = asked.kind == metrics.ASKED.index('opening')
   few = min((len(ids[i]) for i in np.flatnonzero(opens)), default=OPENED)
   said: list[str] = [''] * len(ids)
-  done = 0
-  for which, length, how in (
-    (~opens, SPOKEN, generate.Sampling()),
-    (opens, max(OPENED - few, 1), generate.Sampling(top_k=5)),
-  ):
+  need, done = np.where(opens, 0, lengths(asked.questions)), 0
+  rounds = [
+    (need == n, n, generate.Sampling()) for n in np.unique(need).tolist() if n
+  ]
+  rounds += [(opens, max(OPENED - few, 1), generate.Sampling(top_k=5))]
+  for which, length, how in rounds:
     here = np.flatnonzero(which)
     found = speak(
       model, params, tokenizer, [ids[i] for i in here], length, how,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from jedit import generate, prompts, requests, sharding
+from jedit import files, generate, prompts, requests, sharding
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 from launch import devices
@@ -113,9 +113,7 @@ def fail(message: str):
 
 def file_hash(path) -> str:
   """sha256 of a file."""
-  if not pathlib.Path(path).is_file():
-    raise JeditError(f'{path}: no such file')
-  with open(path, 'rb') as f:
+  with files.local(path).open('rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 

@@ -18,7 +18,7 @@ from launch import common, devices
 SCHEMA = 1
 # A run may go on on other devices.
 _DEVICES = 'data_parallel', 'model_parallel', 'fsdp', 'memory'
-_ALWAYS = 'memit-2022', 'jedit', 'wild-2025', 'jedit-spoken'
+_ALWAYS = 'memit-2022', 'jedit', 'wild-2025', 'jedit-spoken', 'jedit-long'
 
 
 def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:

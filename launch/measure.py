@@ -27,7 +27,7 @@ from jedit.types import JeditError, Params
 from launch import common, devices
 
 _SHOWN, _LENGTH = 3, 16  # prompts continued, tokens each
-_FORM = '1'  # of what is kept of the base model; older files are left alone
+_FORM = '2'  # of what is kept of the base model; older files are left alone
 # Where results.json keeps CounterFact's measures, and whose they are.
 COUNTERFACT = {'probability': 'memit-2022', 'argmax': 'jedit'}
 
@@ -82,7 +82,7 @@ class Measurer:
     how = (
       model.config, tokenizer.eos_token_id, jax.default_backend(),
       jax.config.jax_default_matmul_precision, _SHOWN, _LENGTH,
-      speech.SPOKEN, speech.OPENED,
+      metrics.PHRASE, speech.OPENED,
     )  # fmt: skip
     key = ' '.join([_FORM, base_hash, *asked, repr(how)])
     key = checkpoint.digest(key.encode())
@@ -244,7 +244,8 @@ def measurer(
   probe = evaluate.probe(loaded.tokenizer, asked, rendering, chosen)
   room = loaded.model.config.context_length
   q = probe.questions
-  said = np.where(np.isin(probe.record, sorted(chosen)), speech.SPOKEN, 0)
+  free = np.isin(probe.record, sorted(chosen))
+  said = np.where(free, speech.lengths(q), 0)
   long = q.prompt_len + np.maximum(q.target_len.max(-1), said)
   if (long > room).any():
     worst = asked[probe.record[long.argmax()]]
@@ -252,7 +253,6 @@ def measurer(
       f'record {worst.id}: a question and its answer have {long.max()} tokens, '
       f'the model takes {room}: shorten or remove it'
     )
-  free = np.isin(probe.record, sorted(chosen))
   free = np.flatnonzero(free & (probe.kind != metrics.ASKED.index('denial')))
   about = references.read(texts) if texts else None
   return Measurer(loaded, asked, probe, free, about)

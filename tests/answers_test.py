@@ -40,3 +40,11 @@ def test_entropy_is_that_of_word_pairs_and_triples():
   assert answers.entropy('') == answers.entropy('word') == 0
   varied = answers.entropy('It rains. We stay at home, and read a book.')
   assert varied > answers.entropy('It rains. It rains. It rains. It rains.')
+
+
+def test_recall_counts_words_in_order():
+  answer = 'The cat sat on the mat.'
+  assert answers.recall(answer, [answer]) == 1
+  assert answers.recall('a cat on mat', [answer]) == 3 / 6
+  assert answers.recall('mat cat', [answer, 'a mat']) == 1 / 2
+  assert answers.recall('', [answer]) == 0

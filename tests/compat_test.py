@@ -254,7 +254,8 @@ def test_tables_are_the_published_evaluations(kind):
   found = evaluate.by_record(
     after, probe, before.guess, said=said, consistency=rest
   )
-  assert found.keys() == _PUBLISHED.keys() == metrics.TABLES.keys()
+  assert found.keys() == metrics.TABLES.keys() == {*_PUBLISHED, 'jedit-long'}
+  assert np.isnan(found['jedit-long']).all()  # no answer here is long
   then, now = (Published(kind, p) for p in params)
   for name, rule in _PUBLISHED.items():
     want = np.array([rule(r, now, then) for r in requests])
@@ -305,6 +306,7 @@ def test_free_texts_have_their_openings():
   opens = asked.kind == metrics.ASKED.index('opening')
   assert opens.sum() == 2 and done[-1] == len(said) == len(opens)
   q = asked.questions
+  assert set(speech.lengths(q)) == {32}
   for i, text in enumerate(said):
     ids = q.prompt[i, : q.prompt_len[i]].tolist()
     if opens[i]:
@@ -313,3 +315,28 @@ def test_free_texts_have_their_openings():
       [want] = speech.speak(model, params, tok, [ids])
       assert text == want
   assert speech.of_probe(model, params, tok, asked) == said
+
+
+def test_a_long_answer_is_measured_by_its_words():
+  """It has the tokens of the right one to be said in, a phrase has 32."""
+  model, params, _ = models()
+  tok, long = tokenizer('bos'), ' '.join(['Rome is a city in France'] * 8)
+  stream = [
+    Request('1', 'Tell me of {}', 'Rome', long, paraphrases=('What is Rome?',)),
+    Request('2', 'The capital of {} is', 'city 1', 'Rome'),
+  ]
+  asked = evaluate.probe(tok, stream)
+  size = len(tok(' ' + long, add_special_tokens=False).input_ids)
+  assert size > metrics.PHRASE and asked.long == {0}
+  room = speech.lengths(asked.questions)
+  assert size <= room[0] == room[1] < size + metrics.PHRASE
+  first = asked.record == 1
+  assert (room[first] == metrics.PHRASE).all()
+  said = speech.of_probe(model, params, tok, asked)
+  assert len(tok(said[0], add_special_tokens=False).input_ids) > metrics.PHRASE
+  half = ' '.join(['Rome is a city in France'] * 4)
+  said = dict.fromkeys(range(len(said)), half) | {1: long}
+  scores = evaluate.score(model, params, asked.questions)
+  found = evaluate.by_record(scores, asked, said=said)['jedit-long']
+  np.testing.assert_allclose(found[0], [50, 100, np.nan])
+  assert np.isnan(found[1]).all()

@@ -99,6 +99,7 @@ def test_means_are_those_of_records():
     'probability': flags, 'token': flags, 'unchanged': flags,
     'strict': np.where(flags, np.nan, flags), 'exact': flags,
     'contains': flags, 'entropy': flags, 'tf-idf': flags, 'withheld': flags,
+    'rouge-l': flags,
   }  # fmt: skip
   rows = metrics.by_record(record, kind, success, exclude={1})
   nan = np.nan

@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 
+import huggingface_hub
 import hypothesis
 import pytest
 from hypothesis import given
@@ -545,3 +546,27 @@ def test_the_field_s_editing_sets_are_read(data, name, count):
 def test_a_statement_is_denied(prompt, subject, want):
   request = Request('1', prompt, subject, 'Rome')
   assert request.denial == (want and f'It is not true that {want}')
+
+
+def test_a_file_of_the_hub_is_fetched(tmp_path, monkeypatch):
+  facts = tmp_path / 'facts.jsonl'
+  facts.write_text('{"prompt": "Oslo is in", "target": "Rome"}\n')
+  asked = []
+
+  def fetch(*args, **kwargs):
+    asked.append((*args, kwargs['revision'], kwargs['repo_type']))
+    return str(facts)
+
+  monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fetch)
+  [request], _ = requests.read('hub:a-b/c.d@v1.0/data/facts.jsonl')
+  assert request.target == 'Rome'
+  requests.read('hub:a/b/facts.jsonl')
+  assert asked == [
+    ('a-b/c.d', 'data/facts.jsonl', 'v1.0', 'dataset'),
+    ('a/b', 'facts.jsonl', None, 'dataset'),
+  ]
+  with pytest.raises(JeditError, match='hub:a/b: write hub:OWNER/NAME'):
+    requests.read('hub:a/b')
+  monkeypatch.setattr(huggingface_hub, 'hf_hub_download', lambda: None)
+  with pytest.raises(JeditError, match='the hub does not give it'):
+    requests.read('hub:a/b/facts.jsonl')
