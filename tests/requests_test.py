@@ -224,6 +224,45 @@ def test_without_subject_a_fact_is_its_prompt():
   assert requests.overwritten([dark, cold, again]) == {0}
 
 
+_RIPPLE = {
+  'example_type': 'popular',
+  'edit': {
+    'prompt': 'The mother of Ann is Eve.', 'subject_id': 'Q1',
+    'relation': 'MOTHER', 'target_id': 'Q2',
+    'original_fact': {'prompt': 'The mother of Ann is Mary Ann.'},
+  },
+  'Relation_Specificity': [{
+    'test_queries': [{
+      'prompt': 'The father of Ann is',
+      'answers': [{'value': 'Adam', 'aliases': ['Ad', 'Adamo']}],
+    }],
+    'condition_queries': [],
+  }],
+  'Logical_Generalization': [{
+    'test_queries': [{
+      'prompt': 'A child of Eve is', 'answers': [{'value': 'Ann'}],
+    }],
+  }],
+  'Compositionality_I': [], 'Subject_Aliasing': [{'test_queries': [
+    {'prompt': 'The mother of Anny is', 'answers': []},
+  ]}],
+}  # fmt: skip
+
+
+def test_ripple_edits():
+  [one] = records.spread(_RIPPLE, '4')
+  got = records.parse(one, 'here', '0')
+  assert (got.id, got.text, got.subject) == ('4', 'The mother of Ann is', None)
+  assert (got.target, got.old_target) == ('Eve', 'Mary Ann')
+  assert got.probes == (
+    Probe('locality', 'The father of Ann is', ('Adam', 'Ad', 'Adamo')),
+    Probe('portability', 'A child of Eve is', ('Ann',)),
+  )
+  other = {'edit': {'prompt': 'Eve'}}
+  with pytest.raises(JeditError, match='"target" is empty or not a text'):
+    records.parse(next(records.spread(other, '4')), 'here', '0')
+
+
 def test_texts_are_trimmed_and_the_subject_is_found():
   got = records.parse(
     {'prompt': 'Is France in ', 'subject': ' France ', 'target': ' Asia '},
@@ -350,7 +389,7 @@ _RECORDS = (
   _QUESTION | {'sub_question': ['a', 'b'], 'sub_answer': ['c', 'd']},
   {'case_id': 7, 'requested_rewrite': [_REWRITE, _REWRITE]},
   {'requested_rewrite': _REWRITE, 'neighborhood_prompts': [['a', 'b']]},
-  {'text': 'Oslo is in', 'concept': 'Oslo', 'labels': 'Asia'},
+  {'text': 'Oslo is in', 'concept': 'Oslo', 'labels': 'Asia'}, _RIPPLE,
 )  # fmt: skip
 
 
