@@ -2,14 +2,12 @@
 
 They are told apart by their keys: CounterFact (PEAK's and MQuAKE's edits,
 EasyEdit's short form), zsRE (MEND's), KnowEdit and WISE (EasyEdit's),
-ConflictEdit's and RoundEdit's triples, RippleEdits' sentences, question and
-answer (UnKE, EditEverything), and jedit's own lines, which need nothing but
-prompt, target and, where it is looked up, subject.
+question and answer (UnKE, EditEverything), and jedit's own lines, which need
+nothing but prompt, target and, where it is looked up, subject. What asks for
+several edits, or says them in another way, is made into these (published.py).
 """
 
 import dataclasses
-import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from jedit.probes import Probe, probes
@@ -175,90 +173,7 @@ def _neighbours(record: dict, key: str, old: str | None, where: str):
   return _strings({key: given}, key, where)
 
 
-def spread(record: object, id: str) -> Iterator[object]:
-  """A record for each edit of one that asks for several.
-
-  MQuAKE's are in CounterFact's layout; ConflictEdit's and RoundEdit's are
-  triples with labels. RippleEdits' one edit is a sentence.
-  """
-  if not isinstance(record, dict):
-    yield record
-    return
-  edits = record.get('requested_rewrite')
-  triples = record.get('edits', record.get('edit'))
-  id = record.get('case_id', record.get('id', id))
-  if isinstance(edits, list):
-    for number, edit in enumerate(edits):
-      new = {'case_id': f'{id}.{number}', 'requested_rewrite': edit}
-      if number < len(edits) - 1:
-        new['questions'] = None  # they ask for all edits together
-      yield {**record, **new}
-  elif _inside(record, 'edit', 'prompt') is not None:
-    yield {'id': id, **_ripple(record)}
-  elif isinstance(triples, (dict, list)) and 'prompt' not in record:
-    triples = [triples] if isinstance(triples, dict) else triples
-    for number, triple in enumerate(triples):
-      part = lambda *names, t=triple: _inside(t, *names)
-      yield {
-        'id': f'{id}.{number}',
-        'prompt': part('relation', 'prompt'),
-        'subject': part('subject', 'label'),
-        'target': part('new_object', 'label'),
-        'old_target': part('object', 'label'),
-        'relation': part('relation', 'id'),
-      }
-  else:
-    yield record
-
-
-# "The mother of Ann is Eve." is a prompt and its target: 2,807 of RippleEdits'
-# 2,807 published sentences are.
-_SENTENCE = re.compile(
-  r'(.* (?:is followed by|follows|are|is|was|were|has|have)) (.+?)\.?'
-)
-# What must follow from an edit there, and what must stay.
-_RIPPLES = {
-  'portability': (
-    'Logical_Generalization', 'Compositionality_I', 'Compositionality_II',
-    'Subject_Aliasing',
-  ),
-  'locality': ('Relation_Specificity', 'Forgetfulness'),
-}  # fmt: skip
-
-
-def _ripple(record: dict) -> dict:
-  """A record of RippleEdits in jedit's layout; it names no subject."""
-
-  def parts(fact):
-    text = _inside(fact, 'prompt')
-    found = _SENTENCE.fullmatch(text) if isinstance(text, str) else None
-    return found.groups() if found else (text, None)
-
-  edit = record['edit']
-  prompt, target = parts(edit)
-  before, old = parts(edit.get('original_fact'))
-  out = {
-    'prompt': prompt, 'target': target, 'relation': edit.get('relation'),
-    'old_target': old if before == prompt else None,
-  }  # fmt: skip
-  several = lambda value: value if isinstance(value, list) else []
-  for kind, names in _RIPPLES.items():
-    tests = [test for name in names for test in several(record.get(name))]
-    out[kind] = [
-      {
-        'prompt': _inside(query, 'prompt'),
-        'answers': [
-          [_inside(a, 'value'), _inside(a, 'aliases')]
-          for a in several(_inside(query, 'answers'))
-        ],
-      }
-      for test in tests
-      for query in several(_inside(test, 'test_queries'))
-    ]
-  return out
-
-
-def _inside(value: object, *names: str) -> object:
+def inside(value: object, *names: str) -> object:
   """value[name][name]...; None where there is none."""
   for name in names:
     value = value.get(name) if isinstance(value, dict) else None
@@ -322,5 +237,5 @@ def parse(record: object, where: str, id: str, target: str = '') -> Request:
     beside,
     opening,
     probes(record, beside, target, where),
-    id_ if isinstance(id_ := _inside(inner, new, 'id'), str) else None,
+    id_ if isinstance(id_ := inside(inner, new, 'id'), str) else None,
   )

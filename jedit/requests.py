@@ -11,7 +11,8 @@ import random
 from collections.abc import Sequence
 
 from jedit.files import read_json
-from jedit.records import Request, parse, spread
+from jedit.published import unfold
+from jedit.records import Request, parse
 from jedit.types import JeditError
 
 
@@ -32,7 +33,7 @@ def read(
     raise JeditError(f'on_bad_request={on_bad_request!r}: choose error or skip')
   out, skipped = [], []
   for number, (where, record) in enumerate(read_json(path)):
-    for one in spread(record, str(number)):
+    for one in unfold(record, str(number)):
       try:
         if isinstance(one, JeditError):
           raise one

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jedit import records, requests
+from jedit.published import unfold
 from jedit.records import Probe, Request
 from jedit.types import JeditError
 
@@ -250,7 +251,7 @@ _RIPPLE = {
 
 
 def test_ripple_edits():
-  [one] = records.spread(_RIPPLE, '4')
+  [one] = unfold(_RIPPLE, '4')
   got = records.parse(one, 'here', '0')
   assert (got.id, got.text, got.subject) == ('4', 'The mother of Ann is', None)
   assert (got.target, got.old_target) == ('Eve', 'Mary Ann')
@@ -260,7 +261,7 @@ def test_ripple_edits():
   )
   other = {'edit': {'prompt': 'Eve'}}
   with pytest.raises(JeditError, match='"target" is empty or not a text'):
-    records.parse(next(records.spread(other, '4')), 'here', '0')
+    records.parse(next(unfold(other, '4')), 'here', '0')
 
 
 def test_texts_are_trimmed_and_the_subject_is_found():
@@ -416,9 +417,7 @@ def test_mutated_records_raise_jedit_errors_alone(path, value):
     inner = inner[key]
   inner[keys[-1]] = value
   try:
-    found = [
-      records.parse(one, 'here', '0') for one in records.spread(record, '0')
-    ]
+    found = [records.parse(one, 'here', '0') for one in unfold(record, '0')]
   except JeditError as e:
     assert str(e).startswith('here')
     found = []
