@@ -53,6 +53,9 @@ def _run(config, workdir, loaded):
   path = config.requests or common.FACTS
   inputs = {'requests': common.file_hash(path)}
   loaded = loaded or devices.load(config, config.model)
+  base_hash = checkpoint.fingerprint(loaded.params)
+  params = devices.put(config, loaded)
+  loaded = loaded._replace(params=None)  # two copies are not held for long
   model, tokenizer = loaded.model, loaded.tokenizer
   asked, skipped = common.read_requests(config, path, loaded)
   judge = measure.measurer(
@@ -63,7 +66,6 @@ def _run(config, workdir, loaded):
   )
   lo, hi = common.check_layers(config, loaded)
   method.rehearse(config, loaded)
-  base_hash = checkpoint.fingerprint(loaded.params)
   home = folder.open_folder(workdir, config, inputs | {'model': base_hash})
   common.say(
     f'{config.model}: {config.method}, layers {lo}-{hi}, {len(asked)} facts in '
@@ -77,7 +79,6 @@ def _run(config, workdir, loaded):
     folder.show(json.loads(done.read_text()))
     return
 
-  params = devices.put(config, loaded)
   texts = folder.remembered(
     home / 'contexts.json',
     lambda: generate.contexts(model, params, tokenizer, config.seed),
@@ -100,23 +101,25 @@ def _run(config, workdir, loaded):
     config.lookup,
     held,
   )
-  preflight.check(config, loaded, batches)
-  split = jedit.split(params, lo, hi)
-  base = np.array(sharding.fetch(_site(split)))  # its buffer is given away
+  preflight.check(config, model, params, batches)
   moment, stats_seconds = None, 0.0
   if method.needs_moment(config):
-    moment, stats_seconds = moments.get(config, loaded, split, base_hash)
+    moment, stats_seconds = moments.get(config, loaded, params, base_hash)
   editor = method.build(config, loaded, moment)
-
   before = judge.before(params, base_hash)
+
+  split = jedit.split(params, lo, hi)
   del params
+  base = np.array(sharding.fetch(_site(split)))  # its buffer is given away
   out = stream.run(config, loaded, editor, split, batches, judge, before, home)
-  edited = jedit.join(out.params)
+  del split
+  site, edited = sharding.fetch(_site(out.params)), jedit.join(out.params)
+  out = out._replace(params=None)
   after = judge.after(edited, before)
   checkpoint.write_edit(
     home / 'edits',
     base,
-    sharding.fetch(_site(out.params)),
+    site,
     {
       'model': config.model,
       'layers': list(range(lo, hi + 1)),

@@ -58,7 +58,7 @@ def run(config: ConfigDict, workdir: str, finished: str = '') -> None:
     model.config.context_length, config.lookup,
   )  # fmt: skip
   split = jedit.split(params, lo, hi)
-  moment, _ = moments.get(config, loaded, split, base_hash)
+  moment, _ = moments.get(config, loaded, params, base_hash)
   common.say(f'looking at {len(asked)} facts, layers {lo}-{hi}')
   kept = {k: config.editor[k] for k in ('ridge', 'threshold', 'relative')}
   out = foresee(

@@ -5,11 +5,12 @@ import time
 
 from ml_collections import ConfigDict
 
+import jedit
 from jedit import checkpoint, generate, sharding, stats
 from jedit.models.load import Loaded
 from jedit.prompts import round_up
 from jedit.tokens import start_ids
-from jedit.types import JeditError, SecondMoment
+from jedit.types import JeditError, Params, SecondMoment
 from launch import common, devices
 
 
@@ -37,9 +38,16 @@ def _tokenizer_hash(tokenizer) -> str:
 
 
 def get(
-  config: ConfigDict, loaded: Loaded, split, base_hash: str
+  config: ConfigDict, loaded: Loaded, params: Params, base_hash: str
 ) -> tuple[SecondMoment, float]:
-  """(moments of the site layers, seconds it took to make them)."""
+  """(moments of the site layers, seconds it took to make them).
+
+  Args:
+    config: of the run.
+    loaded: its model and tokenizer.
+    params: unsplit, on the devices in use.
+    base_hash: of params.
+  """
   start = time.perf_counter()
   lo, hi = config.layers
   if '{}' in config.corpus:
@@ -59,7 +67,6 @@ def get(
     )
     begin = start_ids(loaded.tokenizer)
   else:
-    params = devices.put(config, loaded)
     tokens = config.corpus_tokens or 100_000
     with common.bar(tokens, 'writing text', 'token') as b:
       documents = generate.documents(
@@ -82,7 +89,7 @@ def get(
   with common.bar(config.corpus_tokens or None, 'second moments', 'token') as b:
     moment = stats.collect(
       loaded.model,
-      split,
+      jedit.split(params, lo, hi),
       batches,
       path.with_suffix('.partial.npz'),
       common.ticker(b),

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from jedit import sharding
 from jedit.models import layers
-from jedit.models.load import Loaded
-from jedit.types import EditBatch, JeditError
+from jedit.models.transformer import Model
+from jedit.types import EditBatch, JeditError, Params
 from launch import common, method
 
 
@@ -27,14 +27,10 @@ def available() -> float:
   return host / used
 
 
-def weights_of(loaded: Loaded, fsdp: bool) -> float:
+def weights_of(params: Params) -> float:
   """Bytes of the weights that a device holds."""
-  if not sharding.shape():
-    return sum(x.nbytes for x in jax.tree.leaves(loaded.params))
-  on = jax.sharding.get_mesh()
-  where = sharding.specs(loaded.model.config, loaded.params, on, fsdp)
-  part = lambda x, s: x.dtype.itemsize * math.prod(s.shard_shape(x.shape))
-  return sum(jax.tree.leaves(jax.tree.map(part, loaded.params, where)))
+  part = lambda x: x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+  return sum(map(part, jax.tree.leaves(params)))
 
 
 def product_rate(rounded: bool, size: int = 1024) -> float:
@@ -49,17 +45,20 @@ def product_rate(rounded: bool, size: int = 1024) -> float:
   return 5 * 2 * size**3 / (time.perf_counter() - start)
 
 
-def check(config: ConfigDict, loaded: Loaded, batches: EditBatch) -> None:
+def check(
+  config: ConfigDict, model: Model, params: Params, batches: EditBatch
+) -> None:
   """Prints the plan and refuses one that does not fit."""
-  c, devices = loaded.model.config, sharding.count()
-  size = loaded.params['layers']['mlp']['up']['kernel'].dtype.itemsize
-  held = plan(config, c, size, batches, weights_of(loaded, config.fsdp))
+  c, devices, weights = model.config, sharding.count(), weights_of(params)
+  size = params['layers']['mlp']['up']['kernel'].dtype.itemsize
+  held = plan(config, c, size, batches, weights)
   rounded = config.optimiser.get('products') == 'bfloat16'
   rate = 0.6 * product_rate(rounded) * devices
   seconds = operations(config, c, batches) * batches.valid.shape[0] / rate
   listed = ', '.join(f'{k} {v / 2**30:.2f}' for k, v in held.items())
   rest = f'({listed}); editing takes at most about {seconds:.0f} s'
-  _fits(config, 'preflight', sum(held.values()), rest)
+  need = max(sum(held.values()), 2 * weights)  # split and join copy
+  _fits(config, 'preflight', need, rest)
 
 
 def confirm(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
@@ -165,8 +164,8 @@ def plan(
     weights: bytes of the weights that a device holds.
 
   Returns:
-    base: weights as they were read; weights: those being edited; values (or
-    descent): what the gradient needs; prior: the editor's state.
+    weights; values (or descent): what the gradient needs; prior: the editor's
+    state.
   """
   s, split = _shape(config, c, batches), sharding.shape().get(sharding.MODEL, 1)
   parts = batches.parts
@@ -202,7 +201,6 @@ def plan(
     files = pathlib.Path(config.network).rglob('*')
     state += sum(f.stat().st_size for f in files if f.is_file())
   return {
-    'base': weights,
     'weights': weights + copies,
     name: saved + cached + logits,
     'prior': state / sharding.count(),

@@ -9,7 +9,6 @@ launch.edit with the same config finds them.
 import numpy as np
 from ml_collections import ConfigDict
 
-import jedit
 from jedit import checkpoint, condition
 from launch import common, devices, moments
 
@@ -24,7 +23,7 @@ def main(_):
 def run(config: ConfigDict) -> None:
   loaded = devices.load(config, config.model)
   lo, hi = common.check_layers(config, loaded)
-  params = jedit.split(devices.put(config, loaded), lo, hi)
+  params = devices.put(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
   moment, seconds = moments.get(config, loaded, params, base_hash)
   values, _ = condition.spectrum(moment.moment)

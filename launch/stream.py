@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 import jedit
 from jedit import checkpoint, evaluate, parts, sharding
+from jedit.models import transformer
 from jedit.models.load import Loaded
 from jedit.types import EditBatch, Editor, JeditError, Params
 from launch import common, devices, preflight
@@ -90,7 +91,7 @@ def run(
   ids = loaded.tokenizer(common.PROSE.read_text()).input_ids
   prose = jnp.asarray(ids, jnp.int32)[None]
   ppl = jax.jit(
-    lambda p: evaluate.perplexity(loaded.model, jedit.join(p), prose)
+    lambda p: evaluate.perplexity(loaded.model, transformer.strung(p), prose)
   )
   start = time.perf_counter()
   base_ppl = float(ppl(params))

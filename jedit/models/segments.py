@@ -37,16 +37,24 @@ def split(params: Params, lo: int, hi: int) -> Params:
   }
 
 
+def strung(params: Params) -> Params:
+  """Unsplit params whose 'layers' are the segments, for transformer.run.
+
+  Nothing is copied but the site's kernels, which get the dtype of the others.
+  """
+  params = dict(params)
+  below, *rest = (params.pop(name) for name in ('below', 'site', 'above'))
+  same = lambda like, x: x.astype(like.dtype, copy=False)
+  rest = [jax.tree.map(same, below, part) for part in rest]
+  return {**params, 'layers': (below, *rest)}
+
+
 def join(params: Params) -> Params:
   """Undoes split; the site's kernels get the dtype of the other layers'."""
-  params = dict(params)
-  segments = [params.pop(name) for name in ('below', 'site', 'above')]
-
-  def cat(*parts):
-    dtype = parts[0].dtype
-    xp = np if isinstance(parts[0], np.ndarray) else jnp
-    return xp.concatenate([x.astype(dtype, copy=False) for x in parts])
-
+  params = strung(params)
+  segments = params['layers']
+  xp = np if isinstance(jax.tree.leaves(segments)[0], np.ndarray) else jnp
+  cat = lambda *parts: xp.concatenate(parts)
   return {**params, 'layers': jax.tree.map(cat, *segments)}
 
 

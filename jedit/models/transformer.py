@@ -27,7 +27,7 @@ from jedit.models.packing import (
   take,
   to_grid,
 )
-from jedit.models.segments import join, narrow, split
+from jedit.models.segments import join, narrow, split, strung
 from jedit.types import Params
 
 # Callers find packing and segments here too: it is how `run` is called.
@@ -46,6 +46,7 @@ __all__ = [
   'narrow',
   'run',
   'split',
+  'strung',
   'take',
   'to_grid',
 ]

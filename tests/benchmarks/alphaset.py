@@ -145,7 +145,7 @@ def main(_):
     for run, config in runs.items():
       moment = None
       if method.needs_moment(config):
-        moment, _ = moments.get(config, loaded, split, base)
+        moment, _ = moments.get(config, loaded, params, base)
       texts = generate.contexts(model, params, tokenizer, 0)
       held = ()
       if method.needs_validation(config):

@@ -9,7 +9,6 @@ launch.preflight plans.
 
 import importlib
 import json
-import math
 import time
 
 import jax
@@ -112,10 +111,8 @@ def measure(name: str, mesh) -> dict:
   seconds = time.perf_counter() - start
   need, m = preflight.taken(compiled), compiled.memory_analysis()
   gib = lambda n: round(n / 2**30, 3)
-  part = lambda x: x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-  weights = sum(map(part, jax.tree.leaves(params)))
+  weights = preflight.weights_of(params)
   planned = preflight.plan(config, model.config, 2, batches, weights)
-  del planned['base']  # not the edit step's
   return {
     'model': name,
     'mesh': dict(mesh.shape),
