@@ -5,17 +5,17 @@ percent: efficacy, generalization, specificity, score.
 
                     |         probability         |           argmax
   before            |  29.60  27.90  70.18  35.77 |   0.40   0.20   4.10   1.57
-  memit_history     |  99.40  92.50  66.22  83.40 |  93.60  53.10   4.48  50.39
-  alphaedit         |  99.00  91.30  65.60  82.65 |  90.60  50.10   3.70  48.13
-  memit             |  97.00  91.60  64.22  81.53 |  73.40  46.10   4.34  41.28
+  memit_history     |  99.60  93.00  66.38  83.66 |  93.40  52.60   4.68  50.23
+  alphaedit         |  99.00  92.00  65.72  82.90 |  89.60  49.80   3.76  47.72
+  memit             |  97.00  92.30  63.92  81.55 |  73.40  46.90   4.46  41.59
 
-  python -m tests.benchmarks.quality --facts=500 --batch=100 --run=alphaedit \\
-    --run='memit weight=1000 remember=True' --run='memit weight=1000'
+  python -m launch.sweep --config.requests=counterfact_full_500.jsonl.gz \\
+    --config.num_edits=500 --config.batch_size=100 --workdir=runs/m500 \\
+    --grid=method=alphaedit,memit_history,memit
 
-on 2 cores (AMD EPYC, Zen 4), 2026-11-21, with float32 products, before contexts
-were shared between facts, which changes rounding alone. MEMIT's usual weight of
-15,000 under-edits this model; 1000 makes weight times the median eigenvalue of
-C about AlphaEdit's ridge. memit_history on the first 100 records by weight, in
+on 2 cores (AMD EPYC, Zen 4), 2026-11-22, bfloat16 products. MEMIT's usual
+weight of 15,000 under-edits this model; 1000 makes weight times the median
+eigenvalue of C about AlphaEdit's ridge. memit_history on the first 100 records by weight, in
 batches of 50:
 
   300             | 100.00  97.50  69.90  86.80 |  98.00  61.50  7.00  55.50

@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from jedit.types import JeditError
-from launch import preflight
+from launch import preflight, stream
 from tests import tiny
 
 
@@ -36,3 +36,19 @@ def test_a_plan_grows_with_the_batch_and_shrinks_with_the_steps():
   work = preflight.operations(config, model.config, batches)
   config.optimiser.steps //= 2
   assert 0 < preflight.operations(config, model.config, batches) < work
+
+
+def test_the_base_weights_are_let_go_before_the_first_edit(
+  run, tmp_path, monkeypatch
+):
+  whole = (5, 32, 64)  # a matrix of all layers (tests/folder.py)
+  alive = lambda: {id(x): x for x in jax.live_arrays() if x.shape == whole}
+  before, seen, edit = set(alive()), [], stream.run
+
+  def look(*args):
+    seen.append([x for i, x in alive().items() if i not in before])
+    return edit(*args)
+
+  monkeypatch.setattr(stream, 'run', look)
+  run(tmp_path / 'a')
+  assert seen == [[]]
