@@ -15,8 +15,8 @@ percent: efficacy, generalization, specificity, score.
 
 on 2 cores (AMD EPYC, Zen 4), 2026-11-22, bfloat16 products. MEMIT's usual
 weight of 15,000 under-edits this model; 1000 makes weight times the median
-eigenvalue of C about AlphaEdit's ridge. memit_history on the first 100 records by weight, in
-batches of 50:
+eigenvalue of C about AlphaEdit's ridge. memit_history on the first 100 records
+by weight, in batches of 50:
 
   300             | 100.00  97.50  69.90  86.80 |  98.00  61.50  7.00  55.50
   1000            | 100.00  96.00  70.30  86.60 |  98.00  61.00  6.80  55.27
