@@ -121,7 +121,7 @@ def _alike(
 
 
 def _beside(cosines: np.ndarray) -> float:
-  """The mean of the others than the diagonal; 0 of a single fact."""
+  """The mean size off the diagonal; 0 of a single fact."""
   count = len(cosines)
   rest = np.abs(cosines).sum() - np.abs(np.trace(cosines))
   return float(rest / max(count * (count - 1), 1))
