@@ -164,10 +164,14 @@ def _generate(
     x, k, v = jax.lax.fori_loop(0, len(c['k']), layer, (x, c['k'], c['v']))
     return c | {'x': x, 'k': k, 'v': v, 'step': c['step'] + 1}
 
+  # Rows over 'data', heads over 'model', where there is a mesh.
+  kept = lambda a: sharding.constrain(
+    jnp.pad(a, grow), sharding.DATA, sharding.MODEL, None, None
+  )
   carry = {
-    'x': last,
-    'k': jnp.pad(past.k, grow),
-    'v': jnp.pad(past.v, grow),
+    'x': sharding.constrain(last, sharding.DATA, None),
+    'k': kept(past.k),
+    'v': kept(past.v),
     'step': jnp.zeros((), jnp.int32),
     'done': jnp.zeros(rows, bool),
     'out': jnp.full((rows, length), stop, jnp.int32),

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 import jedit
-from jedit import checkpoint, evaluate, questions, sharding, stats
+from jedit import checkpoint, evaluate, generate, questions, sharding, stats
 from jedit import parts as in_parts
 from jedit.models import hf
 from jedit.types import JeditError
@@ -234,3 +234,27 @@ def test_mesh_takes_what_there_is():
   assert sharding.parts() == 1 and sharding.shape() == {}
   with jax.set_mesh(sharding.mesh(model=4)):
     assert sharding.parts() == 2
+
+
+@pytest.mark.parametrize(
+  'how', [generate.Sampling(), generate.Sampling(top_k=5)]
+)
+def test_texts_are_those_of_one_device(how):
+  """Each device writes its rows, with its part of the cache of keys."""
+  model, params = tiny.model()
+  rng = np.random.default_rng(0)
+  rows = [rng.integers(1, tiny.VOCAB, n).tolist() for n in (3, 9, 1, 7) * 2]
+  prompt, sizes = generate.padded(rows)
+  write = lambda params: generate.generate(
+    model, params, prompt, sizes, 12, jax.random.key(0), how
+  )
+  want = np.asarray(write(params))
+  mesh = sharding.mesh(4, 2)
+  with jax.set_mesh(mesh):
+    where = sharding.specs(model.config, params, mesh)
+    on = sharding.place(params, where)
+    np.testing.assert_array_equal(sharding.fetch(write(on)), want)
+    text = jax.jit(write).lower(on).compile().as_text()
+  slots = prompt.shape[1] + 12
+  assert f'f32[6,2,1,{slots},8]' in text  # layers, rows, heads, slots, size
+  assert f'f32[6,8,2,{slots},8]' not in text
