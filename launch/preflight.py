@@ -141,7 +141,7 @@ def _matrices(c: layers.Config) -> int:
   return 3 if c.family == 'llama' else 2
 
 
-def _layer(c: layers.Config) -> int:
+def layer_entries(c: layers.Config) -> int:
   """Entries of a layer's matrices."""
   heads = 2 * c.num_heads + 2 * c.num_kv_heads
   return c.width * (heads * c.head_dim + _matrices(c) * c.mlp_width)
@@ -179,7 +179,7 @@ def plan(
   inner = (_matrices(c) - 1) * c.mlp_width + projected
   saved = wide * s.deep * s.tokens / parts * (2 * c.width + inner / split)
   logits = 3 * 4 * read * c.vocab_size / split
-  used = s.deep * _layer(c) + c.width * c.vocab_size
+  used = s.deep * layer_entries(c) + c.width * c.vocab_size
   copies = 4 * used / split if widened else 0
   rounded = config.optimiser.get('products') == 'bfloat16'
   copies += 4 * used / split if rounded else 0
@@ -211,7 +211,7 @@ def operations(
   config: ConfigDict, c: layers.Config, batches: EditBatch
 ) -> float:
   """Of the products of one batch, at most."""
-  s, layer = _shape(config, c, batches), 2 * _layer(c)
+  s, layer = _shape(config, c, batches), 2 * layer_entries(c)
   work = layer * (s.below * c.num_layers + 2 * s.steps * s.tokens * s.deep)
   work += 4 * s.steps * s.read * c.width * c.vocab_size
   if batches.validation is not None:  # two candidates a layer, or all

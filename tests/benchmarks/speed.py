@@ -24,6 +24,7 @@ from jedit.models import layers
 from jedit.models.load import load
 from jedit.rows import enter
 from jedit.types import SecondMoment
+from launch import preflight
 from tests import tiny
 from tests.field_data import FOLDER
 from tests.values_test import plain
@@ -54,8 +55,7 @@ def peak(rounded: bool, size: int = 2048, repeats: int = 10) -> float:
 def needed(model, batch, steps: int, above: int) -> float:
   """Operations that value optimisation cannot do without, all steps."""
   c = model.config
-  attention = c.width * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-  weights = attention + 3 * c.width * c.mlp_width
+  weights = preflight.layer_entries(c)
   scored = (batch.label >= 0).sum() + batch.valid.sum()
   tokens = int(batch.tail_len.sum())
   once = 2 * tokens * above * weights + 2 * scored * c.width * c.vocab_size
