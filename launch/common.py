@@ -18,7 +18,7 @@ import jedit
 from jedit import files, generate, prompts, requests, sharding
 from jedit.models.load import Loaded
 from jedit.types import JeditError
-from launch import devices
+from launch import devices, profile
 
 FACTS = pathlib.Path(jedit.__file__).parent / 'data' / 'facts.jsonl'
 PROSE = pathlib.Path(jedit.__file__).parent / 'data' / 'prose.txt'
@@ -71,7 +71,7 @@ def run(main) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     try:
       devices.connect()
-      with devices.together():
+      with devices.together(), profile.watched():
         main(argv)
     except JeditError as e:
       fail(str(e))

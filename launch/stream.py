@@ -90,9 +90,11 @@ def run(
   base_norms = _norms(_kernel(params))
   ids = loaded.tokenizer(common.PROSE.read_text()).input_ids
   prose = jnp.asarray(ids, jnp.int32)[None]
-  ppl = jax.jit(
-    lambda p: evaluate.perplexity(loaded.model, transformer.strung(p), prose)
-  )
+
+  @jax.jit
+  def ppl(params):
+    return evaluate.perplexity(loaded.model, transformer.strung(params), prose)
+
   start = time.perf_counter()
   base_ppl = float(ppl(params))
   state = editor.init(params)
