@@ -8,14 +8,16 @@ import re
 import numpy as np
 import pytest
 
+from jedit import metrics
 from jedit.types import JeditError
 from launch import measure, report
 
 
 def _table(seed):
-  """Metrics of random answers; nothing of locality and portability."""
+  """Metrics of random answers; nothing of locality and what follows it."""
   rows = np.random.default_rng(seed).integers(0, 2, (30, 3)) * 100.0
-  nothing = np.full((30, 2), np.nan)
+  more = len(metrics.TABLES['jedit'].metrics) - 3
+  nothing = np.full((30, more), np.nan)
   ours = np.concatenate([rows, nothing], axis=1)
   found = {'memit-2022': rows, 'jedit': ours, 'alphaedit-plus-2026': rows / 2}
   return measure.Measured(found, [], [], None, 0.0).metrics
