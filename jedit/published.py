@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from jedit.records import inside
+from jedit.records import nested
 
-# "The mother of Ann is Eve." is a prompt and its target: 2,807 of RippleEdits'
-# 2,807 published sentences are.
+# "The mother of Ann is Eve." is a prompt and its target; all 2,807 sentences of
+# RippleEdits match.
 _SENTENCE = re.compile(
   r'(.* (?:is followed by|follows|are|is|was|were|has|have)) (.+?)\.?'
 )
@@ -38,12 +38,12 @@ def unfold(record: object, id: str) -> Iterator[object]:
       if number < len(edits) - 1:
         new['questions'] = None  # they ask for all edits together
       yield {**record, **new}
-  elif inside(record, 'edit', 'prompt') is not None:
+  elif nested(record, 'edit', 'prompt') is not None:
     yield {'id': id, **_ripple(record)}
   elif isinstance(triples, (dict, list)) and 'prompt' not in record:
     triples = [triples] if isinstance(triples, dict) else triples
     for number, triple in enumerate(triples):
-      part = lambda *names, t=triple: inside(t, *names)
+      part = lambda *names, t=triple: nested(t, *names)
       yield {
         'id': f'{id}.{number}',
         'prompt': part('relation', 'prompt'),
@@ -60,7 +60,7 @@ def _ripple(record: dict) -> dict:
   """A record of RippleEdits in jedit's layout; it names no subject."""
 
   def parts(fact):
-    text = inside(fact, 'prompt')
+    text = nested(fact, 'prompt')
     found = _SENTENCE.fullmatch(text) if isinstance(text, str) else None
     return found.groups() if found else (text, None)
 
@@ -76,13 +76,13 @@ def _ripple(record: dict) -> dict:
     tests = [test for name in names for test in several(record.get(name))]
     out[kind] = [
       {
-        'prompt': inside(query, 'prompt'),
+        'prompt': nested(query, 'prompt'),
         'answers': [
-          [inside(a, 'value'), inside(a, 'aliases')]
-          for a in several(inside(query, 'answers'))
+          [nested(a, 'value'), nested(a, 'aliases')]
+          for a in several(nested(query, 'answers'))
         ],
       }
       for test in tests
-      for query in several(inside(test, 'test_queries'))
+      for query in several(nested(test, 'test_queries'))
     ]
   return out

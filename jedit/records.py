@@ -173,7 +173,7 @@ def _neighbours(record: dict, key: str, old: str | None, where: str):
   return _strings({key: given}, key, where)
 
 
-def inside(value: object, *names: str) -> object:
+def nested(value: object, *names: str) -> object:
   """value[name][name]...; None where there is none."""
   for name in names:
     value = value.get(name) if isinstance(value, dict) else None
@@ -237,5 +237,5 @@ def parse(record: object, where: str, id: str, target: str = '') -> Request:
     beside,
     opening,
     probes(record, beside, target, where),
-    id_ if isinstance(id_ := inside(inner, new, 'id'), str) else None,
+    id_ if isinstance(id_ := nested(inner, new, 'id'), str) else None,
   )

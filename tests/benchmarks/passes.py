@@ -18,6 +18,7 @@ import jedit
 from jedit import stats
 from jedit.models import transformer
 from jedit.models.load import load
+from launch import preflight
 from tests.benchmarks.speed import peak
 from tests.field_data import FOLDER
 
@@ -67,9 +68,8 @@ def main(_):
   part = sum(int(mask.sum()) for _, mask in read)
   layers = _HI - _LO + 1
   slow = layers * (time.perf_counter() - start) * tokens / part
-  heads = c.width * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-  needed = (_HI + 1) * (heads + 2 * c.width * c.mlp_width)
-  needed += _HI * c.width * c.mlp_width + layers * c.mlp_width**2
+  needed = (_HI + 1) * preflight.layer_entries(c) - c.width * c.mlp_width
+  needed += layers * c.mlp_width**2  # and the last keys are not projected down
   share = 2 * tokens * needed / took / peak(False)
   print(
     f'{tokens:.0f} tokens, layers {_LO}-{_HI}: {took:.1f} s, {share:.0%} of '

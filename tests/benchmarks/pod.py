@@ -25,6 +25,7 @@ from absl import app, flags
 from safetensors.numpy import load_file
 
 from jedit import checkpoint, condition, sharding
+from tests.devices_test import change
 from tests.field_data import FOLDER
 
 _FACTS = flags.DEFINE_integer('facts', 100, 'Records, from the first.')
@@ -72,12 +73,6 @@ def pod(work: pathlib.Path, kill_after: str = '') -> None:
       process.wait()
   if not kill_after and not (work / 'results.json').is_file():
     sys.exit(f'{work}: no results')
-
-
-def change(work: pathlib.Path) -> np.ndarray:
-  """What a finished run did to its matrices."""
-  _, deltas = checkpoint.read_edit(work / 'edits')
-  return np.stack([deltas[layer] for layer in sorted(deltas)])
 
 
 def efficacy(work: pathlib.Path) -> dict[str, float]:

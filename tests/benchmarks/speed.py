@@ -39,9 +39,11 @@ _PRODUCTS = flags.DEFINE_enum(
 _STEPS = flags.DEFINE_integer('steps', 25, 'Evaluations of the objective.')
 
 
-def peak(rounded: bool, size: int = 2048, repeats: int = 10) -> float:
+def peak(
+  rounded: bool, size: int = 2048, repeats: int = 10, dtype=jnp.float32
+) -> float:
   """Operations a second of the best of some products of the engine's kind."""
-  x = jnp.ones((size, size))
+  x = jnp.ones((size, size), dtype)
   kernel = layers.narrow(x) if rounded else x
   multiply = jax.jit(layers.product)
   best = np.inf
