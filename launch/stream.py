@@ -34,8 +34,8 @@ class Stream(NamedTuple):
   log: list[dict]
 
 
-def _chunk(batches: EditBatch, start: int, size: int) -> EditBatch:
-  """Batches [start, start + size), filled up with inert ones."""
+def chunk(batches: EditBatch, start: int, size: int) -> EditBatch:
+  """Batches [start, start + size) on the devices, filled up with inert ones."""
 
   def cut(a):
     part = np.asarray(a[start : start + size])
@@ -106,7 +106,7 @@ def run(
     donate_argnums=0,
     out_shardings=where,
   )
-  compiled = fn.lower(params, state, _chunk(batches, 0, size)).compile()
+  compiled = fn.lower(params, state, chunk(batches, 0, size)).compile()
   compile_seconds = time.perf_counter() - start
   preflight.confirm(config, compiled)
   store = folder / 'checkpoint'
@@ -129,7 +129,7 @@ def run(
     while cursor < total:
       began = time.perf_counter()
       params, state, report = compiled(
-        params, state, _chunk(batches, cursor, size)
+        params, state, chunk(batches, cursor, size)
       )
       report = sharding.fetch(report)
       seconds = time.perf_counter() - began

