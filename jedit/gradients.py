@@ -5,6 +5,7 @@ output. Both factors are given out, unsummed: editors that learn from gradients
 (UltraEdit, MEND) work on them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model, take
+from jedit.parts import each_part
 from jedit.rows import Rows, enter, plain
 from jedit.types import EditBatch, Params
 
@@ -111,7 +112,7 @@ def factors(
   model: Model,
   params: Params,
   batch: EditBatch,
-  share: Callable[[jax.Array], jax.Array],
+  share: Callable[[jax.Array, jax.Array], jax.Array],
   targets_alone: bool,
 ) -> Factors:
   """Factors of the gradient of -log p of the targets after the plain prompts.
@@ -120,16 +121,23 @@ def factors(
     model: the network; params must be split at the site.
     params: as they are now.
     batch: its plain rows (row 0) are used.
-    share: from the target tokens of each request, [B], to the weight of each
-      of them in the loss, [B] or [].
+    share: from the target tokens of each request, [B], and of all, [], to the
+      weight of each of them in the loss, [B] or [].
     targets_alone: keep the tokens where a target's token is predicted, not all.
   """
+  part = functools.partial(_factors, model, params, share, targets_alone)
+  return each_part(part, batch)
+
+
+def _factors(model, params, share, targets_alone, batch, whole):
+  """`factors` of a part of the batch, put together with the others."""
   batch = plain(batch)
   rows = enter(model, params, batch)
   size = rows.x.shape[0]
   at = wanted(rows, batch)
   kept = at.token if targets_alone else jnp.arange(size)
   real = kept < (size if targets_alone else rows.mask.sum())
+  weight = share(at.length, whole.sum(at.length.sum()))
 
   def value(layer, mid, key):
     out = model.value(layer, mid, key)
@@ -146,15 +154,14 @@ def factors(
     )
     x, _ = transformer.run(model, params['above'], x, rows.at)
     scores = model.logits(params, take(x, at.token))
-    return mean_nll(scores, at, share(at.length)), keys
+    return mean_nll(scores, at, weight), keys
 
   layers, _, width = params['site']['mlp']['down']['kernel'].shape
   zero = jnp.zeros((layers, kept.size, width))
   (total, key), grad = jax.value_and_grad(loss, has_aux=True)(zero)
-  mask = lambda a: sharding.constrain(
-    jnp.where(real[:, None], a, 0), None, None
-  )
-  return Factors(mask(key), mask(grad), real[None], total)
+  all_of = lambda a: whole.gather(jnp.where(real[:, None], a, 0), 1)
+  real_ones = whole.gather(real)[None]
+  return Factors(all_of(key), all_of(grad), real_ones, whole.sum(total))
 
 
 def merge(

@@ -88,7 +88,7 @@ def factors(model: Model, params: Params, batch: EditBatch) -> Factors:
 
   The loss is the sum over requests of their targets' mean -log p a token.
   """
-  each = lambda tokens: 1 / jnp.maximum(tokens, 1)
+  each = lambda tokens, total: 1 / jnp.maximum(tokens, 1)
   got = gradients.factors(model, params, batch, each, False)
   some = lambda x: (x != 0).any(-1)
   return got._replace(real=got.real & some(got.key) & some(got.grad))

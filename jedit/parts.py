@@ -25,16 +25,16 @@ class Whole(NamedTuple):
   """From a part of a batch to all of it; the identity where there is one part.
 
   Attributes:
-    gather: [b, ...] of the part's requests -> [B, ...] of all.
+    gather: (x, axis=0): [b, ...] of the part's requests -> [B, ...] of all.
     sum: over parts.
   """
 
-  gather: Callable[[jax.Array], jax.Array] = lambda x: x
+  gather: Callable[..., jax.Array] = lambda x, axis=0: x
   sum: Callable[[jax.Array], jax.Array] = lambda x: x
 
 
-def _gather(x):
-  x = jax.lax.all_gather(x, _FACTS, tiled=True)
+def _gather(x, axis=0):
+  x = jax.lax.all_gather(x, _FACTS, axis=axis, tiled=True)
   return constrain(x, *(None,) * x.ndim)
 
 
@@ -90,6 +90,16 @@ def each_rows(fn: Callable[..., Any], *rows: Any) -> Any:
   cut = [_cut(x, count) for x in rows]
   out = _over(fn, 0, 0)(*cut)
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+
+def each_layer(fn: Callable[..., Any], *stacked: Any) -> Any:
+  """fn of one layer after the other, of trees with leaves [E, ...].
+
+  For what decomposes matrices: vmapped, LAPACK takes several layers at once,
+  and on several simulated devices each call waits for ever for threads that all
+  devices share.
+  """
+  return jax.lax.map(lambda layer: fn(*layer), stacked)
 
 
 def _parts(batch: EditBatch) -> EditBatch:

@@ -39,8 +39,7 @@ def plain(batch: EditBatch) -> EditBatch:
   tails = min(tails, count * batch.tail.shape[-1])
   # Every row but the KL row scores the same target.
   budget = plains, tails, plains, -(-scored // (per - 1))
-  # What learns from gradients is not split over devices by requests.
-  first = lambda a: sharding.constrain(a[:, :1], *(None,) * a.ndim)
+  first = lambda a: a[:, :1]
   return EditBatch(
     batch.prefix[:1, :1],
     batch.prefix_len[:1],

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jedit.parts import each_layer
 from jedit.types import JeditError, Params
 
 __all__ = [
@@ -164,15 +165,15 @@ def clamp_singular() -> optax.GradientTransformation:
 
   def init(params):
     kernel = _kernel(params)
-    largest = jax.vmap(lambda w: jnp.sqrt(_right(w)[0][-1]))
+    largest = each_layer(lambda w: jnp.sqrt(_right(w)[0][-1]), kernel)
     zeros = jnp.zeros_like(kernel)
-    return ClampState(largest(kernel), zeros, zeros)
+    return ClampState(largest, zeros, zeros)
 
   def update(updates, state, params=None):
     del params
     change = _kernel(updates)
     asked = state.asked + change
-    total = jax.vmap(one)(asked, state.limit)
+    total = each_layer(one, asked, state.limit)
     total = jnp.where(jnp.any(change != 0), total, state.given)
     updates = {'site': {'mlp': {'down': {'kernel': total - state.given}}}}
     return updates, ClampState(state.limit, asked, total)
@@ -225,6 +226,6 @@ def fuse(
 
   def update(updates, state, params=None):
     del params
-    return jax.tree.map(jax.vmap(one), updates), state
+    return jax.tree.map(lambda x: each_layer(one, x), updates), state
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -56,8 +56,8 @@ def oracle(model, params, batch, whole):
 
 
 _SHARES = {
-  True: lambda n: 1 / jnp.maximum(n, 1),
-  False: lambda n: 1 / jnp.maximum(n.sum(), 1),
+  True: lambda n, total: 1 / jnp.maximum(n, 1),
+  False: lambda n, total: 1 / jnp.maximum(total, 1),
 }
 
 

@@ -6,6 +6,7 @@ over the plain prompt alone (row 0). What lies below the site runs once a batch;
 a step runs the site and what is above it, and reads logits at scored positions.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float
 from jedit.gradients import Wanted, each_nll, wanted
 from jedit.models import transformer
 from jedit.models.transformer import Layout, Model, take
+from jedit.parts import Whole, each_part
 from jedit.rows import enter, plain
 from jedit.types import (
   EditBatch,
@@ -108,7 +110,7 @@ def descent(
   limit: float = 0.0,
   loss: str = 'target',
   start: Callable[[Params], Any] = lambda params: (),
-  learn: Callable[..., Any] = lambda memory, *_: memory,
+  learn: Callable[[Any, jax.Array], Any] | None = None,
 ) -> Editor:
   """Editor that descends the targets' loss, afresh for every batch.
 
@@ -121,7 +123,8 @@ def descent(
     loss: "target" scores every target token after the ones before it;
       "prompt_last" all of them where the prompt ends.
     start: params -> memory before the first batch.
-    learn: (memory, params, task, dW) -> memory after a batch.
+    learn: (memory, keys) -> memory after a batch, given the `keys` of all its
+      tokens at the edited weights.
 
   Returns:
     optax transformation: update(batch, state, params) gives
@@ -138,25 +141,27 @@ def descent(
     report = EditReport(zero, zero, zero, jnp.zeros(()), jnp.zeros(0))
     return DescentState(start(params), zero, report)
 
-  def losses(delta, params, task: Task, valid):
-    """(mean loss, loss of each request [B]) with the kernels moved by delta."""
+  def losses(delta, params, task: Task, facts):
+    """(loss / facts, loss of each request [b]), the kernels moved by delta."""
     site = apply_updates(params['site'], at_kernel(delta))
     x, _ = transformer.run(model, site, task.x, task.at)
     x, _ = transformer.run(model, params['above'], x, task.at)
     logits = model.logits(params, take(x, task.wanted.token))
     each = each_nll(logits, task.wanted)
-    return each.sum() / jnp.maximum(valid.sum(), 1), each
+    return each.sum() / jnp.maximum(facts, 1), each
 
-  def update(batch: EditBatch, state: DescentState, params: Params):
+  def descend(params, memory, batch: EditBatch, whole: Whole):
+    """(dW, keys there or None, EditReport)."""
     task = task_of(model, params, batch, loss)
-    step_of = optimiser(state.memory)
-    facts = batch.valid.sum()
+    step_of = optimiser(memory)
+    facts = whole.sum(batch.valid.sum())
     delta = jnp.zeros_like(params['site']['mlp']['down']['kernel'])
 
     def step(c):
       (mean, each), gradient = jax.value_and_grad(losses, has_aux=True)(
-        c['delta'], params, task, batch.valid
+        c['delta'], params, task, facts
       )
+      mean, gradient = whole.sum((mean, gradient))
       done = (mean < stop) | (c['steps'] == steps)
       moved, inner = step_of.update(gradient, c['inner'], c['delta'])
       moved = c['delta'] + moved
@@ -180,13 +185,19 @@ def descent(
     out = jax.lax.while_loop(lambda c: ~c['done'], step, carry)
     report = EditReport(
       facts,
-      jnp.sum(batch.valid & (out['each'] < stop)),
+      whole.sum(jnp.sum(batch.valid & (out['each'] < stop))),
       out['steps'] * facts,
-      out['each'].sum() / jnp.maximum(facts, 1),
+      whole.sum(out['each'].sum()) / jnp.maximum(facts, 1),
       jnp.zeros(0),
     )
-    memory = learn(state.memory, params, task, out['delta'])
-    new = DescentState(memory, state.count + facts, report)
-    return {'site': at_kernel(out['delta'])}, new
+    seen = learn and whole.gather(keys(model, params, task, out['delta']), 1)
+    return out['delta'], seen, report
+
+  def update(batch: EditBatch, state: DescentState, params: Params):
+    part = functools.partial(descend, params, state.memory)
+    delta, seen, report = each_part(part, batch)
+    memory = learn(state.memory, seen) if learn else state.memory
+    new = DescentState(memory, state.count + report.facts, report)
+    return {'site': at_kernel(delta)}, new
 
   return optax.GradientTransformation(init, update)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jedit.parts import each_layer
+
 _FLOOR = 1e-4  # of |K|; the singular values below are rounding
 
 
@@ -55,4 +57,4 @@ def extend(
     basis = basis.at[:, at].set(rows.T, mode='drop')
     return basis, jnp.minimum(used + enters.sum(), capacity)
 
-  return Directions(*jax.vmap(one)(*known, keys))
+  return Directions(*each_layer(one, *known, keys))

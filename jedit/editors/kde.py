@@ -15,10 +15,12 @@ to be `steps` at `lr`, then, if the loss is not below `stop`, `settle` more at a
 tenth of it: Adam's steps do not become shorter as the room gets narrower.
 """
 
+import functools
+
 import optax
 
 from jedit.editors import directions
-from jedit.editors.descent import descent, keys, off
+from jedit.editors.descent import descent, off
 from jedit.models.transformer import Model
 from jedit.types import Editor, JeditError
 
@@ -54,9 +56,7 @@ def kde(
     layers, width, _ = params['site']['mlp']['down']['kernel'].shape
     return directions.none(layers, width, capacity)
 
-  def learn(known, params, task, delta):
-    seen = keys(model, params, task, delta)
-    return directions.extend(known, seen, energy)
+  learn = functools.partial(directions.extend, energy=energy)
 
   def optimiser(known):
     rate = optax.piecewise_constant_schedule(lr, {steps: 0.1})

@@ -26,6 +26,7 @@ import optax
 from jedit import gradients
 from jedit.gradients import Normaliser
 from jedit.models.transformer import Model
+from jedit.parts import each_layer
 from jedit.types import Editor, EditReport
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -59,8 +60,8 @@ def ultraedit(model: Model, *, lr: float = 1e-6) -> Editor:
     return UltraEditState(seen, zero, report)
 
   def update(batch, state, params):
-    each = lambda tokens: 1 / jnp.maximum(tokens.sum(), 1)
-    h, g, real, loss = gradients.factors(model, params, batch, each, True)
+    mean = lambda tokens, total: 1 / jnp.maximum(total, 1)
+    h, g, real, loss = gradients.factors(model, params, batch, mean, True)
     both = jnp.concatenate([h, g], axis=-1)
     seen = gradients.merge(state.normaliser, both, real)
     h_hat, g_hat = jnp.split(
@@ -70,7 +71,7 @@ def ultraedit(model: Model, *, lr: float = 1e-6) -> Editor:
     v = jnp.where(real[..., None], v, 0)
     gram = jnp.matmul(h, h.mT, precision=_HIGHEST) + jnp.eye(real.shape[1])
     solve = functools.partial(jax.scipy.linalg.solve, assume_a='pos')
-    out = jax.vmap(solve)(gram, v)
+    out = each_layer(solve, gram, v)
     delta = jnp.matmul(h.mT, out, precision=_HIGHEST)
     facts = batch.valid.sum()
     report = state.report._replace(facts=facts, steps=facts, loss=loss)

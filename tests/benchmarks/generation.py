@@ -4,7 +4,9 @@
 
 SmolLM2 in float32, prompts of CounterFact (JEDIT_DATA). Limit: per token and
 row, needed operations over the measured product peak, or bytes of weights and
-cache over the measured copy bandwidth, whichever takes longer. Needs torch.
+cache over the measured copy bandwidth, whichever takes longer. Then the text
+that the model writes itself for its second moments, 128 rows of --own tokens,
+sampled. Needs torch.
 """
 
 import tempfile
@@ -25,6 +27,7 @@ from tests.field_data import FOLDER
 _ROWS = flags.DEFINE_integer('rows', 32, 'Prompts together.')
 _LENGTH = flags.DEFINE_integer('length', 64, 'Tokens added to each.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'The best counts.')
+_OWN = flags.DEFINE_integer('own', 128, 'Tokens a row of own text; 0: none.')
 _TORCH = flags.DEFINE_bool('torch', True, 'Compare with torch.')
 
 
@@ -82,6 +85,14 @@ def main(_):
     f'{products:.2f} s, bytes {moved:.2f} s, taken {seconds:.2f} s)',
     flush=True,
   )
+  if size := _OWN.value:
+    start = '<|endoftext|>'
+    seconds_own, _ = best(
+      lambda: generate.documents(
+        model, params, tokenizer, 128 * size, size, 0, start
+      )
+    )
+    print(f'own text: {128 * size} tokens in {seconds_own:.1f} s', flush=True)
   if not _TORCH.value:
     return
   with tempfile.TemporaryDirectory() as folder:
