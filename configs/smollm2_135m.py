@@ -86,7 +86,7 @@ Causal tracing of 100 facts that the model knows (of 127 of 3,000), a noise
 sample each: the effect of the MLPs in a window of 6 at the last subject token
 is 3.6 to 5.6 percent for the windows around layers 0-3, which hold layer 0,
 falls to 2.3 at the first one without it and has its second peak, 3.8, at layer
-6. Launch.trace takes the first and names layers 1-5. They edit no better than
+6. The program takes the first and names layers 1-5. They edit no better than
 4-8 (AlphaEdit, 100 facts in batches of 20):
 
   layers 1-5      | 100.0  93.0  71.3  86.3 |  98.0  54.0   6.5  52.8

@@ -150,7 +150,7 @@ def _generate(
       grown = []
 
       def attend(q, k, v):
-        # Keys are kept as columns: a CPU multiplies by them five times as fast.
+        # Keys are kept as columns: a CPU multiplies by them faster.
         news = k[None, ..., None], v[None, :, :, None]
         places = (i, 0, 0, 0, slot), (i, 0, 0, slot, 0)
         for old, new, place in zip(cache, news, places, strict=True):

@@ -159,9 +159,10 @@ def _factors(model, params, share, targets_alone, batch, whole):
   layers, _, width = params['site']['mlp']['down']['kernel'].shape
   zero = jnp.zeros((layers, kept.size, width))
   (total, key), grad = jax.value_and_grad(loss, has_aux=True)(zero)
-  all_of = lambda a: whole.gather(jnp.where(real[:, None], a, 0), 1)
-  real_ones = whole.gather(real)[None]
-  return Factors(all_of(key), all_of(grad), real_ones, whole.sum(total))
+  key, grad = (
+    whole.gather(jnp.where(real[:, None], a, 0), 1) for a in (key, grad)
+  )
+  return Factors(key, grad, whole.gather(real)[None], whole.sum(total))
 
 
 def merge(

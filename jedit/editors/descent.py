@@ -123,8 +123,8 @@ def descent(
     loss: "target" scores every target token after the ones before it;
       "prompt_last" all of them where the prompt ends.
     start: params -> memory before the first batch.
-    learn: (memory, keys) -> memory after a batch, given the `keys` of all its
-      tokens at the edited weights.
+    learn: (memory, keys) -> memory after a batch, given the `keys` [E, M, F]
+      of all its tokens at the edited weights.
 
   Returns:
     optax transformation: update(batch, state, params) gives
@@ -190,8 +190,10 @@ def descent(
       whole.sum(out['each'].sum()) / jnp.maximum(facts, 1),
       jnp.zeros(0),
     )
-    seen = learn and whole.gather(keys(model, params, task, out['delta']), 1)
-    return out['delta'], seen, report
+    delta, seen = out['delta'], None
+    if learn:
+      seen = whole.gather(keys(model, params, task, delta), 1)
+    return delta, seen, report
 
   def update(batch: EditBatch, state: DescentState, params: Params):
     part = functools.partial(descend, params, state.memory)
