@@ -273,7 +273,7 @@ def _pack(rows, prefixes, places, size: tuple[int, int]) -> EditBatch:
           label[at][len(rest) - len(target) : len(rest)] = target
   parts = size[0]
   plain = np.where(valid, head_len[:, :, 0] + 1, 0)
-  needs = (head_len, 256), (tail_len, 64), (plain, 64), (label >= 0, 32)
+  needs = (head_len, 64), (tail_len, 64), (plain, 64), (label >= 0, 32)
 
   def room(counts, step):
     most = int(counts.reshape(len(rows) * parts, -1).sum(1).max())

@@ -198,6 +198,7 @@ def stage_sizes(
 ) -> list[tuple[int, int, int]]:
   """(requests, tail tokens, scored tokens) of each stage, shrinking."""
   cut = lambda n, f, step: min(n, round_up(int(n * f), step))
-  return [
+  sizes = (
     (cut(count, f, 1), cut(tokens, f, 64), cut(scored, f, 32)) for f in shares
-  ]
+  )
+  return list(dict.fromkeys(sizes))  # a small batch has but one

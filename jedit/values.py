@@ -61,16 +61,17 @@ def safe_norm(x: Float[Array, '*B D']) -> Float[Array, '*B']:
 
 
 def narrowed(params: Params) -> Params:
-  """Split params, with float32 kernels above the site and the head rounded."""
+  """Split params, with float32 kernels above the site and the head rounded.
+
+  A tied head is the table of embeddings: such params cannot embed any more.
+  """
 
   def half(path, x):
-    wide = path[-1].key == 'kernel' and x.dtype == jnp.float32
-    return narrow(x) if wide else x
+    factor = path[-1].key in ('kernel', 'tokens') and x.dtype == jnp.float32
+    return narrow(x) if factor else x
 
-  head = params.get('head', {})
-  if 'kernel' not in head:
-    head = {**head, 'kernel': params['embed']['tokens'].T}
-  new = {'above': params['above'], 'head': head}
+  head = 'head' if 'kernel' in params.get('head', {}) else 'embed'
+  new = {part: params[part] for part in ('above', head)}
   return params | jax.tree_util.tree_map_with_path(half, new)
 
 

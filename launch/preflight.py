@@ -182,7 +182,7 @@ def plan(
   used = s.deep * layer_entries(c) + c.width * c.vocab_size
   copies = 4 * used / split if widened else 0
   rounded = config.optimiser.get('products') == 'bfloat16'
-  copies += 4 * used / split if rounded else 0
+  copies += 2 * used / split if rounded else 0
   name, cached = 'descent', 0
   if config.optimiser:
     name = 'values'

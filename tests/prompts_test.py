@@ -308,7 +308,7 @@ def test_budget_holds_every_part_of_every_batch(parts):
   )
   plain = np.where(batch.valid, batch.head_len[:, :, 0] + 1, 0)
   need = batch.head_len, batch.tail_len, plain, batch.label >= 0
-  steps = (256, 64, 64, 32) if parts == 1 else (64, 16, 16, 16)
+  steps = (64, 64, 64, 32) if parts == 1 else (16, 16, 16, 16)
   for size, real, step in zip(batch.budget, need, steps, strict=True):
     each = real.reshape(2 * parts, -1).sum(1)
     assert each.max() <= size // parts < each.max() + step

@@ -111,8 +111,10 @@ def build(config: Config) -> Model:
   def logits(params, x):
     x = norm.apply({'params': params['final_norm']}, x)
     head = params.get('head', {})
-    tied = 'kernel' not in head
-    out = product(x, params['embed']['tokens'].T if tied else head['kernel'])
+    if 'kernel' in head:
+      out = product(x, head['kernel'])
+    else:
+      out = product(x, params['embed']['tokens'], axis=1)
     if config.head_bias:
       out = out + params['head']['bias']
     return out.astype(jnp.float32)
