@@ -15,7 +15,7 @@ from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from jedit import evaluate, generate
+from jedit import evaluate, writing
 from jedit.models.load import Loaded, load
 from jedit.questions import pack
 from jedit.types import JeditError
@@ -158,7 +158,7 @@ class Harness(TemplateLM):
       for start in range(0, len(order), self.rows):
         some = order[start : start + self.rows]
         ids = [self.tok_encode(texts[i])[-room:] for i in some]
-        said = generate.continued(
+        said = writing.continued(
           self.model, self.params, self.tokenizer, ids, length
         )
         for i, text in zip(some, said, strict=True):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jedit import generate, metrics
+from jedit import generate, metrics, writing
 from jedit.evaluate import Probe
 from jedit.models.transformer import Model
 from jedit.questions import Questions
@@ -27,7 +27,7 @@ def speak(
   for start in range(0, len(order), rows):
     part = order[start : start + rows]
     ids = [list(prompts[i]) for i in part]
-    found = generate.continued(
+    found = writing.continued(
       model, params, tokenizer, ids, length, how, seed=start
     )
     for i, text in zip(part, found, strict=True):

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from jedit import files, generate, prompts, requests, sharding
+from jedit import files, prompts, requests, sharding, writing
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 from launch import devices, profile
@@ -128,7 +128,7 @@ def read_requests(config: ConfigDict, path, loaded: Loaded):
   """(requests that a run edits, in its order; why others were left out)."""
   asked, skipped = requests.read(path, config.on_bad_request, config.target)
   if config.on_bad_request == 'skip':
-    room = loaded.model.config.context_length - generate.CONTEXT_TOKENS
+    room = loaded.model.config.context_length - writing.CONTEXT_TOKENS
     asked, more = prompts.usable(
       loaded.tokenizer, asked, config.rendering, room, config.lookup
     )

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, generate, prompts, requests, sharding
+from jedit import checkpoint, prompts, requests, sharding, writing
 from jedit.models.load import Loaded
 from launch import (
   common,
@@ -81,7 +81,7 @@ def _run(config, workdir, loaded):
 
   texts = folder.remembered(
     home / 'contexts.json',
-    lambda: generate.contexts(model, params, tokenizer, config.seed),
+    lambda: writing.contexts(model, params, tokenizer, config.seed),
   )
   held = ()
   if method.needs_validation(config):
@@ -89,7 +89,7 @@ def _run(config, workdir, loaded):
   if held == 'contexts':
     held = folder.remembered(
       home / 'held_out.json',
-      lambda: generate.contexts(model, params, tokenizer, config.seed + 1)[:1],
+      lambda: writing.contexts(model, params, tokenizer, config.seed + 1)[:1],
     )
   batches = prompts.edit_batches(
     tokenizer,

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, generate, prompts, requests, values
+from jedit import checkpoint, prompts, requests, values, writing
 from jedit.foresight import foresee
 from jedit.models.load import load
 from jedit.types import JeditError
@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: str, finished: str = '') -> None:
   measured = _measured(finished, config, inputs) if finished else None
   home = folder.open_folder(workdir, config, inputs)
   params = jax.tree.map(jnp.asarray, loaded.params)
-  contexts = generate.contexts(model, params, tokenizer, config.seed)
+  contexts = writing.contexts(model, params, tokenizer, config.seed)
   batches = prompts.edit_batches(
     tokenizer, groups, contexts, config.batch_size, config.rendering,
     model.config.context_length, config.lookup,

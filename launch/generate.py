@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from jedit import generate, tokens
+from jedit import generate, tokens, writing
 from jedit.models.load import load
 from launch import common
 
@@ -41,7 +41,7 @@ def main(_):
     tokens.render(loaded.tokenizer, text, _RENDERING.value)
     for text in _PROMPT.value
   ]
-  said = generate.complete(
+  said = writing.complete(
     loaded.model,
     params,
     loaded.tokenizer,

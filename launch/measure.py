@@ -13,12 +13,12 @@ import numpy as np
 from jedit import (
   checkpoint,
   evaluate,
-  generate,
   metrics,
   references,
   requests,
   speech,
   stats,
+  writing,
 )
 from jedit.models.load import Loaded
 from jedit.records import Request
@@ -143,7 +143,7 @@ class Measurer:
 
   def _run(self, params, name):
     model, _, _, tokenizer = self.loaded
-    said = generate.complete(model, params, tokenizer, self.shown(), _LENGTH)
+    said = writing.complete(model, params, tokenizer, self.shown(), _LENGTH)
     scores, spoken = self._scores(params, self.probe, name), []
     if len(self.spoken):
       part = evaluate.pick(self.probe, self.spoken)

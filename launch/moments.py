@@ -6,7 +6,7 @@ import time
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, generate, sharding, stats
+from jedit import checkpoint, sharding, stats, writing
 from jedit.models.load import Loaded
 from jedit.prompts import round_up
 from jedit.tokens import start_ids
@@ -69,7 +69,7 @@ def get(
   else:
     tokens = config.corpus_tokens or 100_000
     with common.bar(tokens, 'writing text', 'token') as b:
-      documents = generate.documents(
+      documents = writing.documents(
         loaded.model,
         params,
         loaded.tokenizer,

@@ -20,7 +20,7 @@ jaxtyping.install_import_hook(
       'condition', 'conflict', 'editors', 'generate', 'gradients',
       'hypernetwork', 'models', 'prompts', 'questions', 'records', 'requests',
       'restore', 'rows', 'sequence', 'stats', 'suffix', 'tokens', 'trace',
-      'updates', 'validate', 'values', 'walk',
+      'updates', 'validate', 'values', 'walk', 'writing',
     )
   ],
   'beartype.beartype',

@@ -16,6 +16,7 @@ _RANK = {
   'sharding': 0.7, 'parts': 0.8,
   'questions': 2.1, 'rows': 2.5, 'suffix': 2.7, 'validate': 2.7, 'walk': 2.8,
   'values': 3, 'gradients': 3, 'stats': 3, 'generate': 3, 'restore': 3,
+  'writing': 3.1,
   'hypernetwork': 3.5, 'trace': 3.5,
   'editors': 4, 'sequence': 5, 'foresight': 5, 'evaluate': 6, 'speech': 6.2,
   'ability': 6.5, 'harness': 6.5, 'inside': 5, 'launch': 7,

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from jedit import generate, prompts, requests, values
+from jedit import prompts, requests, values, writing
 from jedit.models import gguf, layers, transformer
 from jedit.rows import enter
 from tests import tiny
@@ -321,7 +321,7 @@ def test_smollm2_equals_a_plain_loop(optimised, data: pathlib.Path):
   params = jax.tree.map(jnp.asarray, params)
   records, _ = requests.read(data / 'counterfact_full_500.jsonl.gz')
   count = int(os.environ.get('JEDIT_RECORDS', 4))
-  contexts = generate.contexts(model, params, tokenizer, 0)
+  contexts = writing.contexts(model, params, tokenizer, 0)
   batch = prompts.edit_batches(tokenizer, [records[:count]], contexts, count)
   batch = jax.tree.map(lambda x: x[0], batch)
   site = transformer.split(params, 4, 8)

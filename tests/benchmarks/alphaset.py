@@ -26,7 +26,7 @@ from absl import app, flags
 
 import jedit
 from configs import smollm2_135m
-from jedit import checkpoint, evaluate, generate, metrics, prompts, records
+from jedit import checkpoint, evaluate, metrics, prompts, records, writing
 from jedit.files import read_json
 from jedit.models.load import load
 from launch import method, moments
@@ -146,10 +146,10 @@ def main(_):
       moment = None
       if method.needs_moment(config):
         moment, _ = moments.get(config, loaded, params, base)
-      texts = generate.contexts(model, params, tokenizer, 0)
+      texts = writing.contexts(model, params, tokenizer, 0)
       held = ()
       if method.needs_validation(config):
-        held = generate.contexts(model, params, tokenizer, 1)[:1]
+        held = writing.contexts(model, params, tokenizer, 1)[:1]
       batches = prompts.edit_batches(
         tokenizer, groups, texts, size, validation=held
       )

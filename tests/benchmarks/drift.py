@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jedit import condition, files, generate, prompts, requests, stats
+from jedit import condition, files, prompts, requests, stats, writing
 from jedit.models import gguf, transformer
 from jedit.rows import advance, enter
 from jedit.tokens import start_ids
@@ -57,7 +57,7 @@ def site_keys(model, params, tokenizer) -> np.ndarray:
   if path.is_file():
     return np.load(path)
   records, _ = requests.read(FOLDER / 'counterfact_3000.jsonl.gz')
-  texts = generate.contexts(model, transformer.join(params), tokenizer, 0)
+  texts = writing.contexts(model, transformer.join(params), tokenizer, 0)
   chunks, size = [], 20
   for start in range(0, _BATCHES * _SIZE, size):
     chunks.append(records[start : start + size])

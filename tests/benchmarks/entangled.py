@@ -16,7 +16,7 @@ from absl import app, flags
 
 import jedit
 from configs import smollm2_135m
-from jedit import generate, prompts, requests, values
+from jedit import prompts, requests, values, writing
 from jedit.models.load import load
 from jedit.rows import enter
 from jedit.suffix import enter_above, values_of
@@ -51,7 +51,7 @@ def main(_):
   asked, _ = requests.read(FOLDER / _FILE.value)
   asked = asked[: _FACTS.value]
   groups = [asked[i : i + size] for i in range(0, len(asked), size)]
-  texts = generate.contexts(model, params, tokenizer, config.seed)
+  texts = writing.contexts(model, params, tokenizer, config.seed)
   batches = prompts.edit_batches(tokenizer, groups, texts, size)
 
   def measure(name, function):

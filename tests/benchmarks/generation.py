@@ -19,7 +19,7 @@ import torch
 import transformers
 from absl import app, flags
 
-from jedit import generate, requests
+from jedit import generate, requests, writing
 from jedit.models.load import load, save
 from tests.benchmarks.speed import peak
 from tests.field_data import FOLDER
@@ -88,7 +88,7 @@ def main(_):
   if size := _OWN.value:
     start = '<|endoftext|>'
     seconds_own, _ = best(
-      lambda: generate.documents(
+      lambda: writing.documents(
         model, params, tokenizer, 128 * size, size, 0, start
       )
     )

@@ -26,12 +26,12 @@ from absl import app, flags
 import jedit
 from jedit import (
   evaluate,
-  generate,
   metrics,
   prompts,
   requests,
   stats,
   values,
+  writing,
 )
 from jedit.models.load import load
 from tests.field_data import FOLDER
@@ -62,7 +62,7 @@ def moments(model, params, split, tokenizer, spec: str):
     documents = (tokenizer(t).input_ids for t in texts)
   else:
     tokens, window = int(tokens or 32_768), _WINDOW.value or 128
-    documents = generate.documents(
+    documents = writing.documents(
       model, params, tokenizer, tokens, window, 0, '<|endoftext|>'
     )
   batches = stats.windows(documents, [], window, 4096 // window, tokens)
@@ -134,7 +134,7 @@ def main(_):
       takes = inspect.signature(make).parameters
       offered = {k: v for k, v in offered.items() if k in takes}
       editor = make(model, **offered, **arguments(' '.join(rest)))
-      texts = generate.contexts(model, params, tokenizer, seed)
+      texts = writing.contexts(model, params, tokenizer, seed)
       batches = prompts.edit_batches(tokenizer, groups, texts, _BATCH.value)
       edit = jax.jit(functools.partial(jedit.edit_sequence, editor))
       start = time.perf_counter()

@@ -22,7 +22,7 @@ from absl import app, flags
 
 import jedit
 from configs import smollm2_135m
-from jedit import evaluate, generate, requests, values
+from jedit import evaluate, requests, values, writing
 from jedit.models import layers
 from jedit.parts import each_part
 from jedit.rows import enter
@@ -92,7 +92,7 @@ def measure(config):
   asked, _ = requests.read(FOLDER / 'counterfact_full_500.jsonl.gz')
   asked = asked[: _SIZE.value * _COUNT.value]
   groups, _ = requests.batched(asked, _SIZE.value, 'last')
-  texts = generate.contexts(model, whole, loaded.tokenizer, 0)
+  texts = writing.contexts(model, whole, loaded.tokenizer, 0)
   batches = jedit.edit_batches(loaded.tokenizer, groups, texts, _SIZE.value)
   width = model.config.mlp_width
   flat = SecondMoment(np.tile(1e-3 * np.eye(width, dtype='f'), (5, 1, 1)), 1.0)
