@@ -1,9 +1,9 @@
 """What is kept on disk: checkpoints by orbax, and an edit as a file.
 
 An edit is a folder with delta.safetensors, one [F, D] matrix a site layer, and
-manifest.json. Deltas are float64 differences of float32 weights, so applying
-and undoing an edit gives back the very bits. Everything is written under a
-temporary name and renamed.
+manifest.json. Deltas are float64 differences of the weights as the model holds
+them, so applying and undoing an edit gives back the very bits. Everything is
+written under a temporary name and renamed.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
 from jedit import sharding
+from jedit.files import part_of
 from jedit.models import hf
 from jedit.types import JeditError, Params
 
@@ -60,7 +61,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   if not sharding.writes():
     return
   path = pathlib.Path(path)
-  part = path.with_name(path.name + '.part')
+  part = part_of(path)
   part.write_text(text)
   part.rename(path)
 
@@ -135,9 +136,9 @@ def write_edit(
   Args:
     folder: replaced when it exists.
     base: [E, F, D] before editing.
-    edited: [E, F, D] after.
+    edited: [E, F, D] after, in the dtype of the model.
     manifest: what to remember of the edit; must hold 'layers' and 'base_hash'.
-    state: the editor's state, to go on editing later; or None.
+    state: the editor's state, kept as its leaves, by number; or None.
   """
   if not sharding.writes():
     return

@@ -42,15 +42,20 @@ def local(path: str | os.PathLike) -> pathlib.Path:
   return path
 
 
+def part_of(path: pathlib.Path) -> pathlib.Path:
+  """The name under which this process writes a file before it is whole."""
+  return path.with_name(f'{path.name}.{os.getpid()}.part')
+
+
 def open_text(path: str | os.PathLike):
-  """A text file, gzip or not."""
+  """A text file in UTF-8, gzip or not, with a byte-order mark or without."""
   path = local(path)
   with path.open('rb') as f:
     packed = f.read(2) == b'\x1f\x8b'
   return (
-    gzip.open(path, 'rt', encoding='utf-8')
+    gzip.open(path, 'rt', encoding='utf-8-sig')
     if packed
-    else path.open(encoding='utf-8')
+    else path.open(encoding='utf-8-sig')
   )
 
 

@@ -13,7 +13,7 @@ from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
-from jedit.types import Params
+from jedit.types import JeditError, Params
 
 
 def sample(
@@ -101,6 +101,12 @@ def generate(
     stop: the id after which a row says nothing but it; when all have said it,
       the work ends.
   """
+  long, room = int(prompt_len.max()) + length, model.config.context_length
+  if long > room:
+    raise JeditError(
+      f'a prompt and {length} tokens after it have {long}, the model takes '
+      f'{room}: ask for fewer'
+    )
   size = round_up(int(prompt_len.sum()), 64)
   return _generate(
     model, params, prompt, prompt_len, key, banned, stop, length, how, size

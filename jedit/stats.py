@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jedit import parts, sharding
-from jedit.files import open_text, read_json
+from jedit.files import open_text, part_of, read_json
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.types import JeditError, Params, SecondMoment
@@ -148,28 +149,37 @@ def collect(
     model: the network.
     params: params split at the site.
     batches: the same ones again when a pass is resumed.
-    partial: file that holds the sums of an unfinished pass; None: no resuming.
+    partial: file that holds the sums of an unfinished pass, to be removed when
+      the moments are safe; None: no resuming.
     progress: called with the tokens summed so far.
     every: batches between two saves of `partial`.
   """
   layers, width = params['site']['mlp']['down']['kernel'].shape[:2]
   sums, done = zeros(layers, width), 0
-  partial = None if partial is None else pathlib.Path(partial)
-  if partial is not None and partial.is_file():
-    with np.load(partial) as f:
-      sums = Sums(*(f[name] for name in Sums._fields))
-      sums = Sums(*sharding.by_rows(sums, width))
-      done = int(f['done'])
+  if partial is not None:
+    sums, done = _unfinished(partial, sums)
+  seen = 0
   for number, (tokens, mask) in enumerate(batches, 1):
-    if number <= done:
+    at, seen = seen, seen + len(tokens)
+    if seen <= done:
       continue
-    sums = add(model, params, sums, tokens, mask)
+    # On other devices than before, a batch may have other windows.
+    new = np.arange(at, seen) >= done
+    sums = add(model, params, sums, tokens, mask & new[:, None])
     progress(int(sums.count))
     if partial is not None and number % every == 0:
-      save_arrays(partial, done=number, **sums._asdict())
-  if partial is not None:
-    partial.unlink(missing_ok=True)
+      save_arrays(partial, windows=seen, **sums._asdict())
   return mean(sums)
+
+
+def _unfinished(path: str | os.PathLike, start: Sums) -> tuple[Sums, int]:
+  """(sums, windows summed) of an unfinished pass; `start` if there is none."""
+  try:
+    with np.load(path) as f:
+      sums, done = Sums(*(f[n] for n in Sums._fields)), int(f['windows'])
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return start, 0
+  return Sums(*sharding.by_rows(sums, start.total.shape[-1])), done
 
 
 def save_arrays(path: str | os.PathLike, **arrays) -> None:
@@ -179,7 +189,7 @@ def save_arrays(path: str | os.PathLike, **arrays) -> None:
     return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + '.part')
+  part = part_of(path)
   with part.open('wb') as f:
     np.savez(f, **arrays)
   part.rename(path)
@@ -240,6 +250,13 @@ def published(pattern: str, layers: Iterable[int], width: int) -> SecondMoment:
 def read_corpus(path: str | os.PathLike) -> Iterator[str]:
   """Documents of a text file (blank lines part them) or of JSON lines with a
   field "text"; gzip or not."""
+  try:
+    yield from _documents(path)
+  except (OSError, UnicodeDecodeError, EOFError, zlib.error) as e:
+    raise JeditError(f'{path}: cannot be read as text: {e}') from e
+
+
+def _documents(path):
   with open_text(path) as f:
     first = f.read(1)
   if first in ('{', '['):

@@ -21,6 +21,7 @@ def identity(config: ConfigDict, loaded: Loaded, base_hash: str) -> str:
   return json.dumps(
     {
       'weights': base_hash,
+      'model': repr(loaded.model.config),
       'tokenizer': _tokenizer_hash(loaded.tokenizer),
       'corpus': corpus or own,
       'window': config.corpus_window,
@@ -33,8 +34,8 @@ def identity(config: ConfigDict, loaded: Loaded, base_hash: str) -> str:
 
 
 def _tokenizer_hash(tokenizer) -> str:
-  vocabulary = sorted(tokenizer.get_vocab().items())
-  return checkpoint.digest(json.dumps(vocabulary).encode())
+  about = sorted(tokenizer.get_vocab().items()), start_ids(tokenizer)
+  return checkpoint.digest(json.dumps(about).encode())
 
 
 def get(
@@ -60,12 +61,17 @@ def get(
   if devices.agreed(path.is_file()):
     common.say(f'second moments: {path}')
     return stats.load(path, key), 0.0
+  begin, room = start_ids(loaded.tokenizer), loaded.model.config.context_length
+  if not len(begin) < config.corpus_window <= room:
+    raise JeditError(
+      f'corpus_window={config.corpus_window}: from {len(begin) + 1} to {room}, '
+      'what the model takes'
+    )
   if config.corpus:
     documents = (
       loaded.tokenizer(text, add_special_tokens=False).input_ids
       for text in stats.read_corpus(config.corpus)
     )
-    begin = start_ids(loaded.tokenizer)
   else:
     tokens = config.corpus_tokens or 100_000
     with common.bar(tokens, 'writing text', 'token') as b:
@@ -74,26 +80,26 @@ def get(
         params,
         loaded.tokenizer,
         tokens,
-        config.corpus_window,
+        config.corpus_window - len(begin),
         config.seed,
         config.self_text_start,
         common.ticker(b),
       )
-    begin = []
-  if config.corpus_window <= len(begin):
-    raise JeditError(f'corpus_window={config.corpus_window}: too short')
   rows = round_up(4096 // config.corpus_window, sharding.parts())
   batches = stats.windows(
     documents, begin, config.corpus_window, rows, config.corpus_tokens
   )
+  partial = path.with_suffix('.partial.npz')
   with common.bar(config.corpus_tokens or None, 'second moments', 'token') as b:
     moment = stats.collect(
       loaded.model,
       jedit.split(params, lo, hi),
       batches,
-      path.with_suffix('.partial.npz'),
+      partial,
       common.ticker(b),
     )
   moment = sharding.fetch(moment)
   stats.save(path, moment, key)
+  if sharding.writes():
+    partial.unlink(missing_ok=True)
   return moment, time.perf_counter() - start

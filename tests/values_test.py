@@ -288,6 +288,15 @@ def test_rounded_products():
   np.testing.assert_allclose(back(g)[0], half(g) @ half(kernel).T, atol=2e-5)
 
 
+def test_rounded_products_of_bfloat16():
+  """BLUE's layers above have float32 kernels among bfloat16 weights."""
+  x = jnp.ones((3, 4), jnp.bfloat16)
+  kernel = layers.narrow(jnp.arange(8.0).reshape(4, 2))
+  out, back = jax.vjp(lambda x: layers.product(x, kernel), x)
+  assert out.dtype == jnp.float32
+  assert back(jnp.ones_like(out))[0].dtype == jnp.bfloat16
+
+
 def test_a_checkpoint_keeps_rounded_products():
   """Or a gradient would take them twice."""
   model, params = tiny.model()

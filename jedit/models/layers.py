@@ -75,7 +75,7 @@ def product(x: jax.Array, kernel: jax.Array | Narrow, axis=0) -> jax.Array:
   A checkpoint knows it by the name "product".
   """
   if isinstance(kernel, Narrow):
-    out = _rounded(x, kernel, axis)
+    out = _rounded(x.astype(jnp.float32), kernel, axis)
   else:
     out = _dot(x, kernel, axis)
   return checkpoint_name(out, 'product')

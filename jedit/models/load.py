@@ -97,7 +97,13 @@ def save(folder: str | os.PathLike, loaded: Loaded, kind: str = 'hf') -> None:
   part = folder.with_name(folder.name + '.part')
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  dtype = str(params['embed']['tokens'].dtype)
+  found = {str(x.dtype) for x in jax.tree.leaves(params)}
+  if len(found) > 1:
+    raise JeditError(
+      f'a jedit checkpoint holds weights of one dtype, these are '
+      f'{", ".join(sorted(found))}: write a Hugging Face folder (--format=hf)'
+    )
+  (dtype,) = found
   (part / 'config.json').write_text(json.dumps({**config, 'dtype': dtype}))
   tokenizer.save_pretrained(part)
   checkpoint.save(part / 'params', params)
