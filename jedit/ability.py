@@ -17,7 +17,7 @@ from sklearn import metrics as scores
 from jedit import evaluate, speech
 from jedit.answers import contains, last_number
 from jedit.models.transformer import Model
-from jedit.questions import questions
+from jedit.questions import Questions, questions
 from jedit.types import JeditError, Params
 
 
@@ -161,7 +161,15 @@ def items(name: str, records: Sequence[tuple[str, Any]]) -> list[Item]:
   return out
 
 
-def _fits(model: Model, asked: Sequence[Item], tokens: np.ndarray) -> None:
+def check(name: str, asked: Sequence[Item], model: Model, tokenizer) -> None:
+  """JeditError naming an item that is too long for the model."""
+  length = TASKS[name].length
+  if length:
+    ids = [tokenizer(i.prompt).input_ids for i in asked]
+    tokens = np.array([len(i) + length for i in ids])
+  else:
+    q = _options(tokenizer, asked)
+    tokens = q.prompt_len + q.target_len.max(-1)
   worst, room = int(tokens.argmax()), model.config.context_length
   if tokens[worst] > room:
     raise JeditError(
@@ -170,16 +178,19 @@ def _fits(model: Model, asked: Sequence[Item], tokens: np.ndarray) -> None:
     )
 
 
+def _options(tokenizer, asked: Sequence[Item]) -> Questions:
+  most = max(len(i.options) for i in asked)
+  pad = lambda options: (*options, *[None] * (most - len(options)))
+  return questions(
+    tokenizer, [i.prompt for i in asked], [pad(i.options) for i in asked]
+  )
+
+
 def choose(
   model: Model, params: Params, tokenizer, asked: Sequence[Item], **kwargs
 ) -> np.ndarray:
   """int [N], the option that the model finds likeliest, a mean over tokens."""
-  most = max(len(i.options) for i in asked)
-  pad = lambda options: (*options, *[None] * (most - len(options)))
-  q = questions(
-    tokenizer, [i.prompt for i in asked], [pad(i.options) for i in asked]
-  )
-  _fits(model, asked, q.prompt_len + q.target_len.max(-1))
+  q = _options(tokenizer, asked)
   return np.nanargmin(evaluate.score(model, params, q, **kwargs).nll, axis=1)
 
 
@@ -232,12 +243,12 @@ def run(
 ) -> dict[str, tuple[float, float, float]]:
   """The table of a task's items for a model."""
   task = TASKS[name]
+  check(name, asked, model, tokenizer)
   if not task.length:
     chosen = choose(model, params, tokenizer, asked, rows=32, progress=progress)
     right = chosen == [i.answer for i in asked]
     return table(asked, right, chosen)
   ids = [tokenizer(i.prompt).input_ids for i in asked]
-  _fits(model, asked, np.array([len(i) + task.length for i in ids]))
   said = speech.speak(
     model, params, tokenizer, ids, task.length, progress=progress
   )

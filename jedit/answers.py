@@ -8,12 +8,31 @@ from collections.abc import Sequence
 
 from nltk.tokenize import NLTKWordTokenizer
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 
 def normal(text: str) -> str:
   """Lower case, without punctuation, articles and double spaces (SQuAD's)."""
   kept = ''.join(c for c in text.lower() if c not in string.punctuation)
   return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', kept).split())
+
+
+# Scripts without spaces between words: each character is taken as one.
+_ALONE = '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff'
+
+
+def words(text: str) -> list[str]:
+  """Words as ROUGE has them, but of any script."""
+  return re.findall(rf'[{_ALONE}]|[^\W_{_ALONE}]+', text.lower())
+
+
+class _Words(Tokenizer):
+  def tokenize(self, text):
+    return words(text)
+
+
+def _apart(text: str) -> str:
+  return ' '.join(re.sub(f'([{_ALONE}])', r' \1 ', normal(text)).split())
 
 
 def _first(said: str) -> str:
@@ -26,9 +45,9 @@ def contains(said: str, answers: Sequence[str]) -> bool:
   An answer without a word of its own, like "(A)", is looked for as it is.
   """
   first = _first(said)
-  words = f' {normal(first)} '
+  said = f' {_apart(first)} '
   return any(
-    f' {normal(a)} ' in words if normal(a) else a.strip() in first
+    f' {_apart(a)} ' in said if normal(a) else a.strip() in first
     for a in answers
     if a.strip()
   )
@@ -46,7 +65,7 @@ def exact(said: str, answers: Sequence[str]) -> bool:
 
 def recall(said: str, answers: Sequence[str]) -> float:
   """ROUGE-L recall: of an answer's words, those said in its order, at best."""
-  scorer = RougeScorer(['rougeL'])
+  scorer = RougeScorer(['rougeL'], tokenizer=_Words())
   return max(scorer.score(a, said)['rougeL'].recall for a in answers)
 
 

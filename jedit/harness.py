@@ -9,6 +9,8 @@ harness's own model of transformers: no BOS unless asked for, a text without
 context after BOS or else EOS.
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from lm_eval import utils
@@ -19,6 +21,8 @@ from jedit import evaluate, writing
 from jedit.models.load import Loaded, load
 from jedit.questions import pack
 from jedit.types import JeditError
+
+_TOGETHER = 1024  # tokens of candidates whose logits are made at once
 
 
 @register_model('jedit')
@@ -102,16 +106,17 @@ class Harness(TemplateLM):
         )
       contexts.setdefault(tuple(context[-room:]), []).append((number, rest))
     out: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-    groups: dict[int, list[tuple[int, ...]]] = {}  # by number of candidates
+    groups: dict[int, list] = {}  # rows, by number of candidates
     for context, candidates in contexts.items():
-      groups.setdefault(len(candidates), []).append(context)
+      for some in _cut(candidates):
+        groups.setdefault(len(some), []).append((context, some))
     for group in groups.values():
-      answers = [[rest for _, rest in contexts[c]] for c in group]
-      q = pack(group, answers)
+      answers = [[rest for _, rest in some] for _, some in group]
+      q = pack([context for context, _ in group], answers)
       found = evaluate.score(self.model, self.params, q, self.rows)
       total = found.nll * q.target_len
-      for row, context in enumerate(group):
-        for k, (number, rest) in enumerate(contexts[context]):
+      for row, (_, some) in enumerate(group):
+        for k, (number, rest) in enumerate(some):
           if rest:
             greedy = bool(found.correct[row, k] == 1)
             out[number] = -float(total[row, k]), greedy
@@ -166,6 +171,21 @@ class Harness(TemplateLM):
             text = text.partition(stop)[0]
           out[numbers[i]] = text
     return out
+
+
+def _cut(
+  candidates: list[tuple[int, list[int]]],
+) -> Iterator[list[tuple[int, list[int]]]]:
+  """Candidates of one context, in rows of at most so many padded tokens."""
+  row: list[tuple[int, list[int]]] = []
+  longest = 0
+  for one in candidates:
+    longest = max(longest, len(one[1]))
+    if row and longest * (len(row) + 1) > _TOGETHER:
+      yield row
+      row, longest = [], len(one[1])
+    row.append(one)
+  yield row
 
 
 def _how(settings: dict, usual: int) -> tuple[int, tuple[str, ...], bool]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jedit.prompts import round_up
-from jedit.tokens import render, start_ids, target_ids
+from jedit.tokens import encoded, render, start_ids, target_ids
 
 
 class Questions(NamedTuple):
@@ -36,8 +36,7 @@ def questions(
   prompts, answers = [], []
   for text, candidates in zip(texts, targets, strict=True):
     text = render(tokenizer, text, rendering)
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    prompts.append(ids if ids[: len(bos)] == bos and bos else bos + ids)
+    prompts.append(encoded(tokenizer, text, bos))
     answers.append(
       [
         [] if c is None else target_ids(tokenizer, c, rendering)

@@ -18,6 +18,12 @@ def start_ids(tokenizer: Any) -> list[int]:
   )
 
 
+def encoded(tokenizer: Any, text: str, bos: list[int]) -> list[int]:
+  """Ids of a text after `bos`, unless a chat template has written that."""
+  ids = tokenizer(text, add_special_tokens=False).input_ids
+  return ids if bos and ids[: len(bos)] == bos else bos + ids
+
+
 def continuation(tokenizer: Any, text: str) -> tuple[list[int], np.ndarray]:
   """Ids of a text that follows other text, and character spans [n, 2]."""
   before = 'a' if text[:1] in ' .' else '\n'

@@ -15,6 +15,9 @@ from jedit.types import EditBatch, Params
 class Score(NamedTuple):
   """Means over target tokens, then rows, then facts; 0 to 1.
 
+  A fact's first row counts as much as its others together: in the code that
+  AlphaEdit+ released they are the prompt and its paraphrases.
+
   Attributes:
     probability: of the target's tokens.
     accuracy: share of them that are the most probable.
@@ -43,10 +46,15 @@ def enter_held(
 ) -> tuple[Rows, Held]:
   """Validation rows at the site's entrance; the params are split."""
   rows = enter(model, params, batch)
-  share = (batch.label >= 0).sum(-1, keepdims=True)  # target tokens of a row
-  some = (share > 0).sum(1, keepdims=True)  # rows of a fact with any
+  target = batch.label >= 0
+  tokens = target.sum(-1, keepdims=True)  # of a row
+  first, others = tokens[:, :1] > 0, tokens[:, 1:] > 0
+  others = others / jnp.maximum(others.sum(1, keepdims=True), 1)
+  share = jnp.concatenate([first, others], axis=1)
+  some = share.sum(1, keepdims=True)
   facts = whole.sum((some > 0).sum())
-  weight = (batch.label >= 0) / jnp.maximum(share * some * facts, 1)
+  share = share / jnp.maximum(some * facts, 1)
+  weight = target * share / jnp.maximum(tokens, 1)
   heads = [(0, 0), (0, 0), (batch.head.shape[-1], 0)]
   grid = lambda x, fill: jnp.pad(x, heads, constant_values=fill).ravel()
   label, weight = grid(batch.label, -1), grid(weight, 0)

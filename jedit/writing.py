@@ -8,6 +8,7 @@ import numpy as np
 from jedit import sharding
 from jedit.generate import Sampling, generate, padded
 from jedit.models.transformer import Model
+from jedit.tokens import encoded, start_ids
 from jedit.types import Params
 
 
@@ -21,7 +22,8 @@ def complete(
   seed: int = 0,
 ) -> list[str]:
   """Continuations of texts, as texts; cut at the end-of-text token."""
-  ids = [tokenizer(t).input_ids for t in texts]
+  bos = start_ids(tokenizer)
+  ids = [encoded(tokenizer, t, bos) for t in texts]
   return continued(model, params, tokenizer, ids, length, how, seed)
 
 

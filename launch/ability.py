@@ -47,16 +47,19 @@ def main(_):
     loaded = load(source)
     params = jax.tree.map(jnp.asarray, loaded.params)
     for name, asked in tasks.items():
+      ability.check(name, asked, loaded.model, loaded.tokenizer)
+    for name, asked in tasks.items():
       with common.bar(len(asked), f'{source}, {name}', 'item') as b:
         found = ability.run(
           name, asked, loaded.model, params, loaded.tokenizer, common.ticker(b)
         )
       rows.append({'model': source, 'task': name, 'items': len(asked), **found})
+      common.say(json.dumps(rows[-1]))
   show(rows)
 
 
 def show(rows: list[dict]) -> None:
-  """A table of rows, those of a task together; then a JSON line each."""
+  """A table of rows, those of a task together."""
   common.say('percent (95 % interval); majority: always the commonest answer')
   common.say(f'{"":<36}' + ''.join(f'{n:>22}' for n in _HEAD))
   order = list(dict.fromkeys(r['task'] for r in rows))
@@ -65,8 +68,6 @@ def show(rows: list[dict]) -> None:
     shown = ('{:.1f} ({:.1f} - {:.1f})'.format(*c) if c else '-' for c in cells)
     name = f'{row["task"]} {row["model"]}'
     common.say(f'{name:<36}' + ''.join(f'{text:>22}' for text in shown))
-  for row in rows:
-    common.say(json.dumps(row))
 
 
 if __name__ == '__main__':

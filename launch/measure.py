@@ -23,6 +23,7 @@ from jedit import (
 from jedit.models.load import Loaded
 from jedit.records import Request
 from jedit.references import References
+from jedit.tokens import render
 from jedit.types import JeditError, Params
 from launch import common, devices
 
@@ -70,6 +71,7 @@ class Measurer:
 
   loaded: Loaded
   asked: Sequence[Request]
+  rendering: str
   probe: evaluate.Probe
   spoken: np.ndarray  # indices of the questions that are asked freely, too
   texts: References | None  # about the new facts
@@ -143,7 +145,8 @@ class Measurer:
 
   def _run(self, params, name):
     model, _, _, tokenizer = self.loaded
-    said = writing.complete(model, params, tokenizer, self.shown(), _LENGTH)
+    put = [render(tokenizer, t, self.rendering) for t in self.shown()]
+    said = writing.complete(model, params, tokenizer, put, _LENGTH)
     scores, spoken = self._scores(params, self.probe, name), []
     if len(self.spoken):
       part = evaluate.pick(self.probe, self.spoken)
@@ -255,4 +258,4 @@ def measurer(
     )
   free = np.flatnonzero(free & (probe.kind != metrics.ASKED.index('denial')))
   about = references.read(texts) if texts else None
-  return Measurer(loaded, asked, probe, free, about)
+  return Measurer(loaded, asked, rendering, probe, free, about)

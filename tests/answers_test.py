@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from rouge_score import tokenizers
 
 from jedit import answers
 
@@ -48,3 +49,20 @@ def test_recall_counts_words_in_order():
   assert answers.recall('a cat on mat', [answer]) == 3 / 6
   assert answers.recall('mat cat', [answer, 'a mat']) == 1 / 2
   assert answers.recall('', [answer]) == 0
+
+
+@pytest.mark.parametrize('text', [
+  'The cat_s (2) mat!', "It's 3,000 km -- on foot.", 'a\tb\n\nC3PO', '',
+])  # fmt: skip
+def test_words_of_ascii_text_are_those_of_rouge(text):
+  theirs = tokenizers.DefaultTokenizer(use_stemmer=False).tokenize(text)
+  assert answers.words(text) == theirs
+
+
+def test_other_scripts_have_words_too():
+  assert answers.recall('столица — Москва', ['Москва столица']) == 1 / 2
+  assert answers.recall('東京に住む', ['東京に行く']) == 3 / 5
+  assert answers.recall('em São Tomé', ['São Tomé']) == 1
+  assert answers.contains('東京です。', ['東京'])
+  assert not answers.contains('京東です。', ['東京'])
+  assert answers.contains('Tokyo東京', ['東京', 'Bonn'])

@@ -14,7 +14,7 @@ from tests import tiny
 
 
 def scores(model, params, held):
-  """(probability, accuracy) by whole rows, a mean of means."""
+  """(probability, accuracy) by whole rows: first row and others, half each."""
   tokens, _, label = tiny.whole_rows(held)
   tokens, label = tokens[:, :-1], label[:, :-1]
   logits = np.asarray(tiny.trace(model, params, jnp.asarray(tokens)).logits)
@@ -26,7 +26,10 @@ def scores(model, params, held):
   out = []
   for x in (share, right):
     rows = (x * scored).sum(-1) / np.maximum(scored.sum(-1), 1)
-    facts = rows.sum(-1) / np.maximum(scored.any(-1).sum(-1), 1)
+    some = scored.any(-1)
+    others = rows[:, 1:].sum(-1) / np.maximum(some[:, 1:].sum(-1), 1)
+    parts = some[:, 0].astype(int) + some[:, 1:].any(-1)
+    facts = (rows[:, 0] + others) / np.maximum(parts, 1)
     out.append(facts[held.valid].mean())
   return out
 
