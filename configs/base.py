@@ -118,7 +118,7 @@ def get_config(
       'optimiser': optimiser,
       # Which facts, and how they are put to the model.
       'requests': '',  # a file; '' is the set that jedit ships
-      'num_edits': 0,  # 0: all
+      'num_edits': 0,  # 0: all; of the set that jedit ships, 40
       'batch_size': 100,
       'target': '',  # the field that is written; zsRE: '' (answers) or alt
       'order': 'given',  # given, shuffled

@@ -129,7 +129,6 @@ def get_config(method='alphaedit'):
       'ultraedit': {'layers': (20, 26), 'lr': 1e-3},
     },
     batch_size=20,
-    num_edits=40,
     corpus_tokens=32_768,
     corpus_window=128,
     self_text_start='<|endoftext|>',

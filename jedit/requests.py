@@ -114,6 +114,14 @@ def batched(
   return batches, warnings
 
 
+def merged(
+  requests: Sequence[Request], batches: Sequence[Sequence[Request]], size: int
+) -> list[Request]:
+  """Each request as it is after batched(..., size, 'merge')."""
+  found = [{r.fact: r for r in batch} for batch in batches]
+  return [found[i // size][r.fact] for i, r in enumerate(requests)]
+
+
 def overwritten(requests: Sequence[Request]) -> set[int]:
   """Indices of requests that a later one of the same fact replaces."""
   last = {r.fact: i for i, r in enumerate(requests)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import hashlib
 import os
 import pathlib
@@ -112,9 +113,20 @@ def fail(message: str):
 
 
 def file_hash(path) -> str:
-  """sha256 of a file."""
-  with files.local(path).open('rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
+  """sha256 of a file; of all in a folder, or of all that {} stands for."""
+  home, _, after = os.fspath(path).partition('{}')
+  if after or home != os.fspath(path):
+    found = sorted(glob.glob(f'{glob.escape(home)}*{glob.escape(after)}'))
+  elif os.path.isdir(path):
+    found = sorted(p for p in pathlib.Path(path).rglob('*') if p.is_file())
+  else:
+    found = [files.local(path)]
+  whole = hashlib.sha256()
+  for one in found:
+    with open(one, 'rb') as f:
+      part = hashlib.file_digest(f, 'sha256')
+    whole.update(part.digest())
+  return part.hexdigest() if len(found) == 1 else whole.hexdigest()
 
 
 def command() -> str:
@@ -124,8 +136,18 @@ def command() -> str:
   return shlex.join([*program, *sys.argv[1:]])
 
 
+_FEW = 40  # of the set that jedit ships, if no number is asked for
+
+
 def read_requests(config: ConfigDict, path, loaded: Loaded):
   """(requests that a run edits, in its order; why others were left out)."""
+  asked, skipped = usable_requests(config, path, loaded)
+  count = config.num_edits or (_FEW if path == FACTS else 0)
+  return requests.select(asked, count, config.order, config.seed), skipped
+
+
+def usable_requests(config: ConfigDict, path, loaded: Loaded):
+  """(all requests of a file; why others were left out)."""
   asked, skipped = requests.read(path, config.on_bad_request, config.target)
   if config.on_bad_request == 'skip':
     room = loaded.model.config.context_length - writing.CONTEXT_TOKENS
@@ -133,7 +155,6 @@ def read_requests(config: ConfigDict, path, loaded: Loaded):
       loaded.tokenizer, asked, config.rendering, room, config.lookup
     )
     skipped += more
-  asked = requests.select(asked, config.num_edits, config.order, config.seed)
   return asked, skipped
 
 

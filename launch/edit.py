@@ -51,18 +51,19 @@ def run(
 
 def _run(config, workdir, loaded):
   path = config.requests or common.FACTS
-  inputs = {'requests': common.file_hash(path)}
+  inputs = folder.inputs(config, path)
   loaded = loaded or devices.load(config, config.model)
   base_hash = checkpoint.fingerprint(loaded.params)
   params = devices.put(config, loaded)
   loaded = loaded._replace(params=None)  # two copies are not held for long
   model, tokenizer = loaded.model, loaded.tokenizer
   asked, skipped = common.read_requests(config, path, loaded)
+  size = config.batch_size
+  groups, warnings = requests.batched(asked, size, config.on_collision)
+  if config.on_collision == 'merge':
+    asked = requests.merged(asked, groups, size)
   judge = measure.measurer(
     loaded, asked, config.rendering, config.spoken, config.references
-  )
-  groups, warnings = requests.batched(
-    asked, config.batch_size, config.on_collision
   )
   lo, hi = common.check_layers(config, loaded)
   method.rehearse(config, loaded)
@@ -95,7 +96,7 @@ def _run(config, workdir, loaded):
     tokenizer,
     groups,
     texts,
-    config.batch_size,
+    size,
     config.rendering,
     model.config.context_length,
     config.lookup,
@@ -113,13 +114,15 @@ def _run(config, workdir, loaded):
   base = np.array(sharding.fetch(_site(split)))  # its buffer is given away
   out = stream.run(config, loaded, editor, split, batches, judge, before, home)
   del split
-  site, edited = sharding.fetch(_site(out.params)), jedit.join(out.params)
+  edited = jedit.join(out.params)
+  # In the model's own dtype, or undoing would not give back its bits.
+  site = edited['layers']['mlp']['down']['kernel'][lo : hi + 1]
   out = out._replace(params=None)
   after = judge.after(edited, before)
   checkpoint.write_edit(
     home / 'edits',
     base,
-    site,
+    sharding.fetch(site),
     {
       'model': config.model,
       'layers': list(range(lo, hi + 1)),

@@ -1,6 +1,7 @@
 """The run folder: config.json, results.json, log.jsonl, edits, checkpoint."""
 
 import importlib.metadata
+import itertools
 import json
 import pathlib
 import platform
@@ -16,9 +17,21 @@ from jedit.types import JeditError
 from launch import common, devices
 
 SCHEMA = 1
-# A run may go on on other devices.
-_DEVICES = 'data_parallel', 'model_parallel', 'fsdp', 'memory'
+# A run may go on on other devices, or with other limits.
+_FREE = (
+  'data_parallel', 'model_parallel', 'fsdp', 'memory', 'max_perplexity',
+  'max_norm',
+)  # fmt: skip
 _ALWAYS = 'memit-2022', 'jedit', 'wild-2025', 'jedit-spoken', 'jedit-long'
+
+
+def inputs(config: ConfigDict, path) -> dict[str, str]:
+  """Hashes of the files a run reads; `path` has its requests."""
+  named = {
+    'requests': path, 'corpus': config.corpus, 'references': config.references,
+    'network': config.network,
+  }  # fmt: skip
+  return {name: common.file_hash(p) for name, p in named.items() if p}
 
 
 def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
@@ -44,7 +57,7 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
     wrong = [
       k
       for k in old | resolved
-      if old.get(k) != resolved.get(k) and k not in _DEVICES
+      if old.get(k) != resolved.get(k) and k not in _FREE
     ]
     if wrong:
       listed = '; '.join(
@@ -119,7 +132,11 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
     stats_seconds: what the second moments took.
   """
   rates = [e['seconds'] / e['facts'] for e in out.log if e['facts']]
+  ends = [0, *(e['cursor'] for e in out.log)]
+  sizes = [b - a for a, b in itertools.pairwise(ends)]  # batches of a chunk
   said = zip(judge.shown(), before.said, after.said, strict=True)
+  gone = requests.overwritten(judge.asked)
+  left = {r.id for i, r in enumerate(judge.asked) if i not in gone}  # or merged
   return {
     'schema_version': SCHEMA,
     'model': config.model,
@@ -137,7 +154,11 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
       'compile_seconds': out.compile_seconds,
       'stats_seconds': stats_seconds,
       'evaluate_seconds': before.seconds + after.seconds,
-      'per_batch_seconds': [e['seconds'] for e in out.log],
+      'per_batch_seconds': [
+        e['seconds'] / n
+        for e, n in zip(out.log, sizes, strict=True)
+        for _ in range(n)
+      ],
     },
     'schedule': 'final',
     'curve': [
@@ -148,7 +169,7 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
     'compat': 'memit-2022',
     'command': common.command(),
     'versions': versions(),
-    'overwritten': len(requests.overwritten(judge.asked)),
+    'overwritten': sum(judge.asked[i].id not in left for i in gone),
     'continuations': [
       {'prompt': p, 'before': b, 'after': a} for p, b, a in said
     ],

@@ -38,8 +38,9 @@ def points(
         one.update_from_flattened_dict({field: value})
       except TypeError as e:
         raise JeditError(f'--grid={field}={value!r}: {e}') from e
-    name = ','.join(f'{f}={_value(one, f)}' for f in fields)
-    name = re.sub(r'[^\w.,=+-]', '', name)
+    # No commas: they part the names that launch.report is given.
+    name = '__'.join(f'{f}={_value(one, f)}' for f in fields)
+    name = re.sub(r'[^\w.=+-]', '', name.replace(', ', '-'))
     if name in out:
       raise JeditError(f'--grid: {name} comes twice')
     out[name] = one

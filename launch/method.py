@@ -116,7 +116,10 @@ def check(config: ConfigDict) -> None:
     raise JeditError(
       f'config.validation={config.validation!r}: contexts or test_prompts'
     )
-  for field, least in ('spoken', 0), ('curve_every', 0), ('curve_records', 1):
+  for field, least in (
+    ('spoken', 0), ('curve_every', 0), ('curve_records', 1),
+    ('checkpoint_every', 1),
+  ):  # fmt: skip
     if config[field] < least:
       raise JeditError(f'config.{field}={config[field]}: at least {least}')
   if config.references and not config.spoken:

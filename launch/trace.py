@@ -34,14 +34,12 @@ def main(_):
 
 def run(config: ConfigDict, most: int, samples: int, workdir: str) -> None:
   """Traces the first `most` of all requests that the model knows."""
-  config = config.copy_and_resolve_references()
-  config.num_edits = 0
   path, source = config.requests or common.FACTS, config.params or config.model
   loaded = load(source)
   model, tokenizer, how = loaded.model, loaded.tokenizer, config.rendering
   lo, hi = common.check_layers(config, loaded)
   params = jax.tree.map(jnp.asarray, loaded.params)
-  asked, _ = common.read_requests(config, path, loaded)
+  asked, _ = common.usable_requests(config, path, loaded)
   known = evaluate.known(model, params, tokenizer, asked, how)
   common.say(f'{source} knows {len(known)} of {len(asked)} facts of {path}')
   if not known:

@@ -88,10 +88,15 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
     run(work, 'alphaedit', curve_every=2, spoken=3, seed=1)
 
 
-def test_an_edit_applies_and_undoes_to_the_bit(run, home, tmp_path):
-  work = tmp_path / 'a'
-  run(work, 'memit+keep_largest+clamp_singular')
-  base, edited = load.load(home / 'model'), load.load(work)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_an_edit_applies_and_undoes_to_the_bit(run, home, tmp_path, dtype):
+  work, model = tmp_path / 'a', tmp_path / 'model'
+  base = load.load(home / 'model')
+  cast = jax.tree.map(lambda x: x.astype(dtype), base.params)
+  load.save(model, base._replace(params=cast))
+  run(work, 'memit+keep_largest+clamp_singular', model=str(model))
+  base, edited = load.load(model), load.load(work)
+  assert {str(x.dtype) for x in jax.tree.leaves(base.params)} == {dtype}
   kernels = [
     x.params['layers']['mlp']['down']['kernel'] for x in (base, edited)
   ]
@@ -293,7 +298,7 @@ def test_a_sweep_makes_what_is_new(make, tmp_path, monkeypatch):
   assert len(cells(head)) == len(cells(bad)) == len(cells(good))
   assert cells(bad)[1].startswith('failed: stopped after 2 facts')
   name, *row = cells(good)
-  assert name == 'editor.weight=1.0,max_norm=9.0'
+  assert name == 'editor.weight=1.0__max_norm=9.0'
   results = json.loads((home / name / 'results.json').read_text())
   after = results['metrics']['after']['counterfact']
   line = json.loads((home / name / 'log.jsonl').read_text())
@@ -316,7 +321,7 @@ def test_a_grid_is_a_product(make):
   )
   got = [(c.layers, c.updates.keep_largest.keep) for c in found.values()]
   assert got == [((0, 1), 0.5), ((0, 1), 1.0), ((2, 3), 0.5), ((2, 3), 1.0)]
-  assert next(iter(found)) == 'layers=0,1,updates.keep_largest.keep=0.5'
+  assert next(iter(found)) == 'layers=0-1__updates.keep_largest.keep=0.5'
   found = grid.points(make(), ['optimiser.early_stop=0.1,inf'])
   assert [c.optimiser.early_stop for c in found.values()] == [0.1, np.inf]
   axes = ['editor.weight=2', 'method=rect,memit']
@@ -339,8 +344,8 @@ def test_a_grid_is_a_product(make):
     (['seed=one'], 'write values as Python does, like 0'),
     (['seed=1', 'seed=1.5'], 'seed=1.5: .*type'),
     (['editor.weight=1,1.0'], 'editor.weight=1.0 comes twice'),
-    (['layers=(1,2),(3,9)'], 'layers=3,9: config.layers.*choose'),
-    (['layers=(1,)'], 'layers=1,: '),
+    (['layers=(1,2),(3,9)'], 'layers=3-9: config.layers.*choose'),
+    (['layers=(1,)'], 'layers=1: '),
     (['rendering=raw,loud'], 'rendering=loud: .*choose raw, qa, chat'),
     (['method=rome'], 'choose it as --config=FILE:METHOD'),
     (['num_edits=2,99'], '8 usable records'),

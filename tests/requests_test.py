@@ -500,6 +500,10 @@ def test_collision_merge():
   assert merged.neighbours == ('n', 'm')
   assert merged.probes == (probe,) and merged.openings == ('o',)
   assert warnings == ['record 0 is merged into record 0']
+  other = dataclasses.replace(_B, subject='Bonn')
+  groups, _ = requests.batched([a, other, b, b], 3, 'merge')
+  found = requests.merged([a, other, b, b], groups, 3)
+  assert found == [merged, other, merged, b]  # the last in a batch of its own
   with pytest.raises(JeditError, match='in one batch'):
     requests.batched([_A, _B], 2, on_collision='merge')
 

@@ -52,6 +52,7 @@ def adaedit(
     spread=spread,
   )
 
+  updates.fuse(rank or 1, keep)  # refuses what cannot be
   if keep == 1 and not rank:
     return body
 
