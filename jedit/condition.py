@@ -17,10 +17,12 @@ The square-root update is Andrews' (A square root formulation of the Kalman
 covariance equations, 1968).
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jedit import sharding
 from jedit.types import JeditError, SecondMoment
@@ -60,13 +62,18 @@ def condition(
 
 def spectrum(
   moment: Float[Array | np.ndarray, 'E F F'],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Eigenvalues [E, F], ascending, and vectors [E, F, F], in float64."""
-  moment = np.asarray(sharding.fetch(moment), np.float64)
-  if not np.isfinite(moment).all():
-    raise JeditError('second moments hold NaN or infinity; make them again')
-  values, vectors = np.linalg.eigh((moment + moment.swapaxes(1, 2)) / 2)
-  return values, vectors
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Eigenvalues [F], ascending, and vectors [F, F] of a layer after the other.
+
+  In float64, of which no more than one layer's are held.
+  """
+  for layer in sharding.fetch(moment):
+    layer = layer.astype(np.float64)
+    if not np.isfinite(layer).all():
+      raise JeditError('second moments hold NaN or infinity; make them again')
+    layer += layer.T.copy()
+    layer /= 2
+    yield np.linalg.eigh(layer)
 
 
 def ridge_prior(
@@ -82,21 +89,25 @@ def ridge_prior(
       f'weight={weight}, penalty={penalty}: the weight of C must be above 0, '
       'the penalty not below'
     )
-  values, vectors = spectrum(moment.moment)
-  values = np.maximum(values, floor * values[:, -1:])
-  left = np.sqrt(weight * values + penalty)
-  return (vectors / left[:, None]).astype(np.float32)
+  out = np.empty(moment.moment.shape, np.float32)
+  for root, (values, vectors) in zip(out, spectrum(moment.moment), strict=True):
+    values = np.maximum(values, floor * values[-1])
+    root[:] = vectors / np.sqrt(weight * values + penalty)
+  return out
 
 
 def small(
-  values: Float[np.ndarray, 'E F'], threshold: float, relative: bool
-) -> Bool[np.ndarray, 'E F']:
-  """Which eigenvalues of C span the null space: those below the threshold."""
-  kept = values < threshold * (values[:, -1:] if relative else 1.0)
-  if not kept.any(1).all():
+  values: Float[np.ndarray, 'F'], threshold: float, relative: bool
+) -> int:
+  """How many eigenvalues of C, ascending, span the null space.
+
+  Those below the threshold.
+  """
+  kept = int((values < threshold * (values[-1] if relative else 1.0)).sum())
+  if not kept:
     raise JeditError(
       f'threshold={threshold}: a layer has no eigenvalue below it (smallest '
-      f'{values[:, 0].max():.3g}); raise the threshold'
+      f'{values[0]:.3g}); raise the threshold'
     )
   return kept
 
@@ -115,8 +126,12 @@ def null_space_prior(
   """
   if ridge <= 0:
     raise JeditError(f'ridge={ridge}: must be above 0')
-  values, vectors = spectrum(moment.moment)
-  kept = small(values, threshold, relative)
-  most = int(kept.sum(1).max())
-  root = (vectors * kept[:, None])[:, :, :most] / np.sqrt(ridge)
-  return root.astype(np.float32), kept.mean(1)
+  roots = []
+  for values, vectors in spectrum(moment.moment):
+    kept = small(values, threshold, relative)
+    roots.append((vectors[:, :kept] / np.sqrt(ridge)).astype(np.float32))
+  widths = [root.shape[1] for root in roots]
+  out = np.zeros((*moment.moment.shape[:2], max(widths)), np.float32)
+  for padded, root in zip(out, roots, strict=True):
+    padded[:, : root.shape[1]] = root
+  return out, np.array(widths) / moment.moment.shape[1]

@@ -158,15 +158,16 @@ def collect(
   sums, done = zeros(layers, width), 0
   if partial is not None:
     sums, done = _unfinished(partial, sums)
-  seen = 0
+  seen, tokens_seen = 0, int(sums.count)
   for number, (tokens, mask) in enumerate(batches, 1):
     at, seen = seen, seen + len(tokens)
     if seen <= done:
       continue
     # On other devices than before, a batch may have other windows.
-    new = np.arange(at, seen) >= done
-    sums = add(model, params, sums, tokens, mask & new[:, None])
-    progress(int(sums.count))
+    mask = mask & (np.arange(at, seen) >= done)[:, None]
+    sums = add(model, params, sums, tokens, mask)
+    tokens_seen += int(mask.sum())  # the devices are not waited for
+    progress(tokens_seen)
     if partial is not None and number % every == 0:
       save_arrays(partial, windows=seen, **sums._asdict())
   return mean(sums)

@@ -26,12 +26,12 @@ def run(config: ConfigDict) -> None:
   params = devices.put(config, loaded)
   base_hash = checkpoint.fingerprint(loaded.params)
   moment, seconds = moments.get(config, loaded, params, base_hash)
-  values, _ = condition.spectrum(moment.moment)
   common.say(f'{int(moment.count)} tokens in {seconds:.1f} s; eigenvalues:')
   common.say(
     f'{"layer":>5}{"least":>12}{"median":>12}{"most":>12}{"< 0.02":>9}'
   )
-  for layer, v in zip(range(lo, hi + 1), values, strict=True):
+  found = condition.spectrum(moment.moment)
+  for layer, (v, _) in zip(range(lo, hi + 1), found, strict=True):
     common.say(
       f'{layer:>5}{v[0]:>12.3g}{np.median(v):>12.3g}{v[-1]:>12.3g}'
       f'{np.mean(v < 0.02):>9.1%}'

@@ -41,13 +41,13 @@ def problem(seed, width, count, out):
 
 
 def ridge_root(moment, weight):
-  values, vectors = condition.spectrum(moment[None])
-  return (vectors / np.sqrt(weight * values)[:, None])[0]
+  [(values, vectors)] = condition.spectrum(moment[None])
+  return vectors / np.sqrt(weight * values)
 
 
 def null_root(moment, ridge, threshold):
-  values, vectors = condition.spectrum(moment[None])
-  return vectors[0][:, values[0] < threshold] / np.sqrt(ridge)
+  [(values, vectors)] = condition.spectrum(moment[None])
+  return vectors[:, values < threshold] / np.sqrt(ridge)
 
 
 def solve(root, keys, residuals, noise):

@@ -175,11 +175,15 @@ def _memory(moment, ridge, threshold, relative, capacity) -> Memory:
   """Nothing seen yet."""
   if ridge <= 0:
     raise JeditError(f'ridge={ridge}: must be above 0')
-  values, vectors = condition.spectrum(moment.moment)
-  layers, size = values.shape
+  layers, size = moment.moment.shape[:2]
+  every, kept = np.empty(moment.moment.shape, np.float32), []
+  found = condition.spectrum(moment.moment)
+  for basis, (spectrum, vectors) in zip(every, found, strict=True):
+    basis[:] = vectors
+    kept.append(condition.small(spectrum, threshold, relative))
   return Memory(
-    vectors.astype(np.float32),
-    condition.small(values, threshold, relative).sum(1).astype(np.int32),
+    every,
+    np.array(kept, np.int32),
     np.zeros((layers, capacity, size), np.float32),
     np.zeros(layers, np.int32),
   )
