@@ -612,3 +612,9 @@ def test_a_file_of_the_hub_is_fetched(tmp_path, monkeypatch):
   monkeypatch.setattr(huggingface_hub, 'hf_hub_download', lambda: None)
   with pytest.raises(JeditError, match='the hub does not give it'):
     requests.read('hub:a/b/facts.jsonl')
+
+
+def test_a_byte_order_mark_is_not_of_the_text(tmp_path):
+  path = write(tmp_path / 'f.jsonl', ['\ufeff' + json.dumps(_OWN), _OWN])
+  found, skipped = requests.read(path)
+  assert len(found) == 2 and not skipped

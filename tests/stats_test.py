@@ -160,3 +160,12 @@ def test_files(tmp_path):
     stats.load(path, 'model a')
   with pytest.raises(JeditError, match='is no file of second moments'):
     stats.load(tmp_path / 'none.npz', 'model a')
+
+
+def test_a_corpus_is_text(tmp_path):
+  path = tmp_path / 'corpus'
+  path.write_text('\ufeff{"text": "one"}\n', encoding='utf-8')
+  assert list(stats.read_corpus(path)) == ['one']
+  path.write_bytes(b'caf\xe9')
+  with pytest.raises(JeditError, match='corpus: cannot be read as text'):
+    list(stats.read_corpus(path))
