@@ -21,6 +21,7 @@ from jedit import parts, sharding
 from jedit.files import open_text, part_of, read_json
 from jedit.models import transformer
 from jedit.models.transformer import Model
+from jedit.prompts import round_up
 from jedit.types import JeditError, Params, SecondMoment
 
 
@@ -46,13 +47,14 @@ def zeros(layers: int, width: int) -> Sums:
   return Sums(zero(), zero(), jnp.zeros(()))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
 def add(
   model: Model,
   params: Params,
   sums: Sums,
   tokens: Int[Array, 'R T'],
   mask: Bool[Array, 'R T'],
+  room: int = 0,
 ) -> Sums:
   """Adds the keys of a batch of token rows.
 
@@ -62,11 +64,12 @@ def add(
     sums: what was summed before (donated).
     tokens: ids, right-padded.
     mask: which of them count.
+    room: tokens that count in a part of the batch, at most; 0: all its slots.
   """
 
   def part(tokens, mask, whole):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    at = transformer.layout(mask, positions, tokens.size)
+    at = transformer.layout(mask, positions, room or tokens.size)
     x = model.embed(
       params, transformer.take(tokens.ravel(), at.slot), at.positions
     )
@@ -156,8 +159,9 @@ def collect(
   """
   layers, width = params['site']['mlp']['down']['kernel'].shape[:2]
   sums, done = zeros(layers, width), 0
+  room = 0
   if partial is not None:
-    sums, done = _unfinished(partial, sums)
+    sums, done, room = _unfinished(partial, sums)
   seen, tokens_seen = 0, int(sums.count)
   for number, (tokens, mask) in enumerate(batches, 1):
     at, seen = seen, seen + len(tokens)
@@ -165,22 +169,37 @@ def collect(
       continue
     # On other devices than before, a batch may have other windows.
     mask = mask & (np.arange(at, seen) >= done)[:, None]
-    sums = add(model, params, sums, tokens, mask)
+    room = _room(mask, room)
+    sums = add(model, params, sums, tokens, mask, room)
     tokens_seen += int(mask.sum())  # the devices are not waited for
     progress(tokens_seen)
     if partial is not None and number % every == 0:
-      save_arrays(partial, windows=seen, **sums._asdict())
+      save_arrays(partial, windows=seen, room=room, **sums._asdict())
   return mean(sums)
 
 
-def _unfinished(path: str | os.PathLike, start: Sums) -> tuple[Sums, int]:
-  """(sums, windows summed) of an unfinished pass; `start` if there is none."""
+def _room(mask: np.ndarray, least: int) -> int:
+  """Tokens of the fullest part of a batch, in quarters of its slots.
+
+  So that a text of short documents does not cost what a dense one does, in at
+  most four programs.
+  """
+  parts = sharding.parts()
+  parts = 1 if len(mask) % parts else parts
+  slots = mask.size // parts
+  most = int(mask.reshape(parts, -1).sum(1).max())
+  return min(slots, max(least, round_up(most, -(-slots // 4))))
+
+
+def _unfinished(path: str | os.PathLike, start: Sums) -> tuple[Sums, int, int]:
+  """(sums, windows summed, room) of an unfinished pass, if there is one."""
   try:
     with np.load(path) as f:
-      sums, done = Sums(*(f[n] for n in Sums._fields)), int(f['windows'])
+      sums = Sums(*(f[n] for n in Sums._fields))
+      done, room = int(f['windows']), int(f['room'])
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    return start, 0
-  return Sums(*sharding.by_rows(sums, start.total.shape[-1])), done
+    return start, 0, 0
+  return Sums(*sharding.by_rows(sums, start.total.shape[-1])), done, room
 
 
 def save_arrays(path: str | os.PathLike, **arrays) -> None:

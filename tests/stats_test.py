@@ -44,6 +44,20 @@ def test_moment_equals_numpy(family):
     assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
 
 
+def test_short_documents_take_less_room(monkeypatch):
+  batches = [
+    rows(n, sizes, 9) for n, sizes in enumerate([[1, 2], [9, 4], [1, 1]])
+  ]
+  rooms, add = [], stats.add
+  see = lambda *args: rooms.append(args[-1]) or add(*args)
+  want = stats.mean(summed('llama', batches))
+  monkeypatch.setattr(stats, 'add', see)
+  model, params = tiny.model()
+  got = stats.collect(model, tiny.split(params), batches)
+  chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-7)
+  assert rooms == [5, 15, 15]  # of 18 slots; it never shrinks
+
+
 def test_padding_is_inert():
   tokens, mask = rows(0, [9, 4, 1], 9)
   other = np.where(mask, tokens, 7)
