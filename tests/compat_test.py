@@ -24,7 +24,9 @@ _KINDS = 'plain', 'bos'
 @functools.cache
 def models():
   """(model, params before, params after); likely to say one of the words."""
-  config = dataclasses.replace(tiny.CONFIGS['llama'], vocab_size=340)
+  config = dataclasses.replace(
+    tiny.CONFIGS['llama'], vocab_size=340, context_length=256
+  )
   model, before = transformer.build(config), None
   out = []
   for seed in 0, 3:

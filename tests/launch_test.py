@@ -89,7 +89,10 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_an_edit_applies_and_undoes_to_the_bit(run, home, tmp_path, dtype):
+def test_an_edit_applies_and_undoes_to_the_bit(
+  run, home, tmp_path, monkeypatch, dtype
+):
+  monkeypatch.setenv('JEDIT_CACHE', str(tmp_path / 'cache'))
   work, model = tmp_path / 'a', tmp_path / 'model'
   base = load.load(home / 'model')
   cast = jax.tree.map(lambda x: x.astype(dtype), base.params)
