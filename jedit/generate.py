@@ -102,7 +102,7 @@ def generate(
       the work ends.
   """
   long, room = int(prompt_len.max()) + length, model.config.context_length
-  if long > room:
+  if long > room + 1:  # nothing follows the last one
     raise JeditError(
       f'a prompt and {length} tokens after it have {long}, the model takes '
       f'{room}: ask for fewer'

@@ -158,8 +158,7 @@ def collect(
     every: batches between two saves of `partial`.
   """
   layers, width = params['site']['mlp']['down']['kernel'].shape[:2]
-  sums, done = zeros(layers, width), 0
-  room = 0
+  sums, done, room = zeros(layers, width), 0, 0
   if partial is not None:
     sums, done, room = _unfinished(partial, sums)
   seen, tokens_seen = 0, int(sums.count)

@@ -7,6 +7,7 @@ import pytest
 
 from jedit import generate
 from jedit.generate import Sampling
+from jedit.types import JeditError
 from tests import tiny
 
 _KEY = jax.random.key(0)
@@ -70,6 +71,17 @@ def test_banned_ids_are_never_said():
       model, params, ids, sizes, 8, _KEY, how, banned.astype(np.int32)
     )
     assert not np.isin(got, banned).any()
+
+
+def test_a_text_is_as_long_as_the_model_takes():
+  model, params = tiny.model('gpt')  # whose positions are learned
+  ids, sizes = prompts()
+  room = model.config.context_length + 1 - int(sizes.max())
+  out = generate.generate(model, params, ids, sizes, room, _KEY)
+  few = generate.generate(model, params, ids, sizes, room - 1, _KEY)
+  np.testing.assert_array_equal(out[:, :-1], few)
+  with pytest.raises(JeditError, match='have 66, the model takes 64'):
+    generate.generate(model, params, ids, sizes, room + 1, _KEY)
 
 
 _CHANCE = np.array([0.4, 0.05, 0.3, 0.2, 0.04, 0.01])
