@@ -4,7 +4,8 @@
 
 A run is the folder that launch.edit wrote (a sweep's hold one each). Every
 number stands with its protocol and its 95 % interval; runs that were scored
-under different compat ids are in different tables.
+under different compat ids are in different tables. Runs that edited the same
+requests as the first one are compared with it record by record.
 """
 
 import base64
@@ -13,6 +14,7 @@ import pathlib
 from typing import NamedTuple
 
 import jinja2
+import numpy as np
 from absl import flags
 
 from jedit import checkpoint, metrics
@@ -88,17 +90,52 @@ def headline(runs: list[Run]) -> list[dict]:
       if known and when == 'before':  # of other requests
         name = f'{name} ({run.name})'
       table[name] = {'name': name, 'cells': cells}
+  against = paired(runs)
   return [
     {
       'compat': compat,
       'rendering': rendering,
       'table': metrics.TABLES[compat],
       'rows': list(rows.values()),
+      'paired': against.get((compat, rendering), []),
     }
     for (compat, rendering), rows in sorted(
       tables.items(), key=lambda item: list(metrics.TABLES).index(item[0][0])
     )
   ]
+
+
+def paired(runs: list[Run]) -> dict[tuple[str, str], list[dict]]:
+  """Rows (a run less the first one) of a compat id and a rendering.
+
+  Of the runs that edited the same requests as the first one.
+  """
+  facts = lambda run: [(r['id'], r['prompt'], r['target']) for r in run.records]
+  first, *others = runs
+  base, rows = rows_of(first), {}
+  for run in others:
+    same = run.results['rendering'] == first.results['rendering']
+    if not same or facts(run) != facts(first):
+      continue
+    for key, row in metrics.differences(rows_of(run), base).items():
+      if any(row.values()):
+        rows.setdefault((key, first.results['rendering']), []).append(
+          {'name': f'{run.name} − {first.name}', 'cells': list(row.values())}
+        )
+  return rows
+
+
+def rows_of(run: Run) -> dict[str, np.ndarray]:
+  """{table: [N, metrics]} after the edit; NaN unmeasured."""
+  cell = lambda record, key, metric: (
+    record['after'].get(key, {}).get(metric.name)
+  )
+  return {
+    key: np.array(
+      [[cell(r, key, m) for m in table.metrics] for r in run.records], float
+    ).reshape(-1, len(table.metrics))
+    for key, table in metrics.TABLES.items()
+  }
 
 
 def costs(runs: list[Run]) -> list[dict]:

@@ -136,6 +136,26 @@ def test_intervals_hold_the_mean_and_shrink_with_more_records():
   assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
 
 
+def test_a_difference_is_paired():
+  base = found()
+  better = {t: x + 5 for t, x in base.items()}  # each record
+  paired = metrics.differences(better, base)
+  for key, row in metrics.summary(base).items():
+    for name in [m.name for m in metrics.TABLES[key].metrics]:
+      np.testing.assert_allclose(paired[key][name], 5)
+    assert row.keys() == paired[key].keys()
+  other = {t: np.random.default_rng(1).permutation(x) for t, x in base.items()}
+  value, low, high = metrics.differences(other, base)['memit-2022']['efficacy']
+  x = (other['memit-2022'] - base['memit-2022'])[:, 0]
+  x = x[~np.isnan(x)]
+  assert low < value < high and value == pytest.approx(x.mean())
+  spread = x.std() / np.sqrt(len(x))
+  assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+  nothing = {t: np.full(x.shape, np.nan) for t, x in base.items()}
+  row = metrics.differences(nothing, base)['memit-2022']
+  assert set(row.values()) == {None}
+
+
 def test_what_was_not_measured_has_no_interval():
   nothing = {t: np.full((4, 3), np.nan) for t in _THREE}
   assert metrics.summary(nothing)['memit-2022']['efficacy'] is None

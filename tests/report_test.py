@@ -119,6 +119,25 @@ def test_unlike_evaluations_share_no_table(folder):
   assert all(len(t['rows']) == 2 for t in report.headline(runs))
 
 
+def test_runs_of_the_same_requests_are_compared_by_record(folder):
+  runs = [folder('first'), folder('second'), folder('third', rendering='qa')]
+  after = [0, 100, 100, 0], [50, 100, 150, 50], [0] * 4
+  for run, values in zip(runs, after, strict=True):
+    run.records[:] = [
+      dict(run.records[0], after={'says': '', 'jedit': {'efficacy': v}}, id=i)
+      for i, v in enumerate(values)
+    ]
+  (table,) = [t for t in report.headline(runs) if t['paired']]
+  assert (table['compat'], table['rendering']) == ('jedit', 'raw')
+  (row,) = table['paired']
+  (value, low, high), *unmeasured = row['cells']
+  assert row['name'] == 'second − first' and set(unmeasured) == {None}
+  assert value == 37.5 and 0 < low < value < high <= 50
+  assert '+37.50' in report.render(runs)
+  runs[1].records[0]['target'] = 'another'
+  assert not any(t['paired'] for t in report.headline(runs))
+
+
 def test_a_folder_that_is_no_run(tmp_path, folder):
   run = folder('first')
   (tmp_path / 'first' / 'results.json').unlink()

@@ -12,7 +12,8 @@ edit (Eff), its rephrasing (Gen) and zsRE's unrelated question (Spe): answers of
 which every token is the most probable one (strict), or tokens that are (token,
 as AlphaEdit's code scores zsRE). Score is the mean of the three, with a 95 %
 bootstrap interval over records. Facts that the second one of a pair supersedes
-are left out of these and their Eff is shown apart.
+are left out of these and their Eff is shown apart. At the end every run of
+--out stands against the first --run, record by record.
 """
 
 import ast
@@ -87,8 +88,8 @@ _NAMES = dict(
 )
 
 
-def tables(scores, asked, gone: set[int]) -> dict[str, dict]:
-  """Percent, Score's interval, Eff of the superseded."""
+def tables(scores, asked, gone: set[int]) -> tuple[dict[str, dict], dict]:
+  """(percent, Score's interval, Eff of the superseded; the records' rows)."""
   rows = lambda exclude: evaluate.by_record(
     scores, asked, exclude=exclude, tables=_TABLES
   )
@@ -100,7 +101,22 @@ def tables(scores, asked, gone: set[int]) -> dict[str, dict]:
     if gone:
       one['superseded'] = rows(set())[name][list(gone), 0].mean()
     out[name] = {k: round(float(v), 2) for k, v in one.items()}
-  return out
+  return out, {name: np.round(x, 2).tolist() for name, x in kept.items()}
+
+
+def compare(lines: list[dict], first: str) -> None:
+  """Prints Score of each run less that of `first`, with its interval."""
+  rows = {
+    (one['set'], one['run']): {k: np.array(x) for k, x in one['rows'].items()}
+    for one in lines
+    if 'rows' in one
+  }
+  for name, run in rows:
+    if run not in ('before', first) and (name, first) in rows:
+      found = rows[name, run], rows[name, first]
+      ends = metrics.differences(*found, _TABLES)
+      cells = [[round(x, 2) for x in row['score']] for row in ends.values()]
+      print(f'set {name}: {run} - {first}:', *cells)
 
 
 def config_of(run: str):
@@ -135,11 +151,12 @@ def main(_):
 
     def show(run, params, gone=gone, name=name, probe=probe, **more):
       scores = evaluate.score(model, params, probe.questions)
-      found = {'set': name, 'run': run, **tables(scores, probe, gone), **more}
+      percent, rows = tables(scores, probe, gone)
+      found = {'set': name, 'run': run, **percent, **more}
       print(json.dumps(found), flush=True)
       if _OUT.value:
         with open(_OUT.value, 'a') as f:
-          f.write(json.dumps(found) + '\n')
+          f.write(json.dumps(found | {'rows': rows}) + '\n')
 
     show('before', params)
     for run, config in runs.items():
@@ -162,6 +179,9 @@ def main(_):
       seconds = (time.perf_counter() - start) / len(asked)
       notes = {k: np.round(v, 2).tolist() for k, v in report.notes.items()}
       show(run, jedit.join(out), seconds=round(seconds, 3), notes=notes)
+  if _OUT.value:
+    with open(_OUT.value) as f:
+      compare([json.loads(line) for line in f], _RUNS.value[0])
 
 
 if __name__ == '__main__':
