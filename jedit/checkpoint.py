@@ -154,7 +154,7 @@ def write_edit(
   safetensors.numpy.save_file(deltas, part / 'delta.safetensors')
   if state is not None:
     leaves = {
-      str(i): np.ascontiguousarray(x)
+      str(i): np.asarray(x, order='C')  # numbers stay numbers
       for i, x in enumerate(jax.tree.leaves(state))
     }
     safetensors.numpy.save_file(leaves, part / 'state.safetensors')
@@ -175,6 +175,16 @@ def read_edit(folder: str | os.PathLike) -> tuple[dict, dict[int, np.ndarray]]:
   except (OSError, ValueError, safetensors.SafetensorError) as e:
     raise JeditError(f'{folder} is not a whole edit folder: {e}') from e
   return manifest, deltas
+
+
+def read_state(folder: str | os.PathLike) -> list[np.ndarray]:
+  """Leaves of the editor's state that an edit folder keeps."""
+  path = pathlib.Path(folder) / 'state.safetensors'
+  try:
+    found = safetensors.numpy.load_file(path)
+  except (OSError, ValueError, safetensors.SafetensorError) as e:
+    raise JeditError(f'{path} is missing or damaged: {e}') from e
+  return [found[str(i)] for i in range(len(found))]
 
 
 def apply_edit(

@@ -3,6 +3,8 @@
   python -m launch.edit
   python -m launch.edit --config=configs/smollm2_135m.py:memit \\
     --config.requests=facts.jsonl --config.batch_size=100 --workdir=runs/a
+  python -m launch.edit --config=configs/smollm2_135m.py:memit \\
+    --config.requests=more.jsonl --config.model=runs/a --workdir=runs/b
 """
 
 import json
@@ -16,6 +18,7 @@ from jedit.models.load import Loaded
 from launch import (
   common,
   devices,
+  earlier,
   folder,
   measure,
   method,
@@ -40,16 +43,17 @@ def run(
   """The whole job, from config to run folder.
 
   Args:
-    config: of the run.
+    config: of the run; `model` may be a finished run, to go on from it.
     workdir: its folder; '' makes a new one.
     loaded: config.model, where it is open already.
   """
   method.check(config)
+  origin = earlier.find(config)
   with devices.use(config):
-    _run(config, workdir, loaded)
+    _run(config, workdir, loaded, origin)
 
 
-def _run(config, workdir, loaded):
+def _run(config, workdir, loaded, origin):
   path = config.requests or common.FACTS
   inputs = folder.inputs(config, path)
   loaded = loaded or devices.load(config, config.model)
@@ -66,7 +70,7 @@ def _run(config, workdir, loaded):
     loaded, asked, config.rendering, config.spoken, config.references
   )
   lo, hi = common.check_layers(config, loaded)
-  method.rehearse(config, loaded)
+  editor = method.rehearse(config, loaded)
   home = folder.open_folder(workdir, config, inputs | {'model': base_hash})
   common.say(
     f'{config.model}: {config.method}, layers {lo}-{hi}, {len(asked)} facts in '
@@ -80,18 +84,17 @@ def _run(config, workdir, loaded):
     folder.show(json.loads(done.read_text()))
     return
 
-  texts = folder.remembered(
-    home / 'contexts.json',
-    lambda: writing.contexts(model, params, tokenizer, config.seed),
-  )
+  def remembered(name, make):
+    known = lambda: earlier.read(origin, name)
+    return folder.remembered(home / name, known if origin else make)
+
+  write = lambda seed: writing.contexts(model, params, tokenizer, seed)
+  texts = remembered('contexts.json', lambda: write(config.seed))
   held = ()
   if method.needs_validation(config):
     held = config.validation
   if held == 'contexts':
-    held = folder.remembered(
-      home / 'held_out.json',
-      lambda: writing.contexts(model, params, tokenizer, config.seed + 1)[:1],
-    )
+    held = remembered('held_out.json', lambda: write(config.seed + 1)[:1])
   batches = prompts.edit_batches(
     tokenizer,
     groups,
@@ -104,16 +107,24 @@ def _run(config, workdir, loaded):
   )
   preflight.check(config, model, params, batches)
   moment, stats_seconds = None, 0.0
-  if method.needs_moment(config):
-    moment, stats_seconds = moments.get(config, loaded, params, base_hash)
-  editor = method.build(config, loaded, moment)
+  if not origin:
+    if method.needs_moment(config):
+      moment, stats_seconds = moments.get(config, loaded, params, base_hash)
+    editor = method.build(config, loaded, moment)
   before = judge.before(params, base_hash)
 
   split = jedit.split(params, lo, hi)
   del params
-  base = np.array(sharding.fetch(_site(split)))  # its buffer is given away
-  out = stream.run(config, loaded, editor, split, batches, judge, before, home)
-  del split
+  base = np.array(sharding.fetch(stream.kernel(split)))  # it is given away
+  if origin:
+    state = earlier.state(origin, editor, split)
+    common.say(f'going on from {origin}, with what it remembers of its facts')
+  else:
+    state = editor.init(split)
+  out = stream.run(
+    config, loaded, editor, split, state, batches, judge, before, home
+  )
+  del split, state
   edited = jedit.join(out.params)
   # In the model's own dtype, or undoing would not give back its bits.
   site = edited['layers']['mlp']['down']['kernel'][lo : hi + 1]
@@ -139,10 +150,6 @@ def _run(config, workdir, loaded):
   checkpoint.write_text(done, json.dumps(results, indent=2) + '\n')
   folder.show(results)
   common.say(f'run folder: {home}')
-
-
-def _site(split):
-  return split['site']['mlp']['down']['kernel']
 
 
 if __name__ == '__main__':

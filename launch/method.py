@@ -32,11 +32,15 @@ def build(config: ConfigDict, loaded: Loaded, moment):
   return editors.blue(host, moment) if wrapped else host(moment)
 
 
-def rehearse(config: ConfigDict, loaded: Loaded) -> None:
-  """Builds the editor on made-up moments: bad values show before real ones."""
+def rehearse(config: ConfigDict, loaded: Loaded):
+  """The editor on made-up moments: bad values show before real ones are made.
+
+  They are of keys [2]; all that moments decide is in the state that it starts
+  from.
+  """
   lo, hi = config.layers
   made_up = np.tile(np.diag([0.0, 1.0]).astype(np.float32), (hi - lo + 1, 1, 1))
-  build(config, loaded, SecondMoment(made_up, np.ones(())))
+  return build(config, loaded, SecondMoment(made_up, np.ones(())))
 
 
 def _network(config: ConfigDict) -> hypernetwork.Network:

@@ -86,9 +86,11 @@ def headline(runs: list[Run]) -> list[dict]:
       row = measured.get(key, {})
       cells = [row.get(n) for n in metrics.TABLES[key].names]
       name = plain
-      known = name in table and table[name]['cells'] != cells
-      if known and when == 'before':  # of other requests
-        name = f'{name} ({run.name})'
+      if when == 'before' and name in table:
+        known = [r['cells'] for n, r in table.items() if n.startswith(plain)]
+        if cells in known:
+          continue
+        name = f'{name} ({run.name})'  # of other requests
       table[name] = {'name': name, 'cells': cells}
   against = paired(runs)
   return [

@@ -8,7 +8,7 @@ import functools
 import math
 import pathlib
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Stream(NamedTuple):
   """What a stream leaves behind."""
 
   params: Params  # split, edited
-  state: object
+  state: Any
   compile_seconds: float
   log: list[dict]
 
@@ -54,11 +54,13 @@ def _norms(kernel):
   return jnp.linalg.norm(kernel, axis=(1, 2))
 
 
-def _kernel(params):
+def kernel(params: Params) -> jax.Array:
+  """The kernels that are edited, [E, F, D]."""
   return params['site']['mlp']['down']['kernel']
 
 
-def _with_kernel(params, kernel):
+def with_kernel(params: Params, kernel: jax.Array) -> Params:
+  """Split params with others in their place."""
   site = params['site']
   down = {**site['mlp']['down'], 'kernel': kernel}
   return {**params, 'site': {**site, 'mlp': {**site['mlp'], 'down': down}}}
@@ -69,6 +71,7 @@ def run(
   loaded: Loaded,
   editor: Editor,
   params: Params,
+  state: Any,
   batches: EditBatch,
   judge: Measurer,
   before: Measured,
@@ -81,13 +84,14 @@ def run(
     loaded: the model.
     editor: the editor.
     params: split params before any edit (donated).
+    state: the editor's, before any edit.
     batches: the whole stream.
     judge: scores the model on the way, every `curve_every` batches.
     before: what it measured of the base model.
     folder: run folder.
   """
   size, total = config.checkpoint_every, len(batches.valid)
-  base_norms = _norms(_kernel(params))
+  base_norms = _norms(kernel(params))
   ids = loaded.tokenizer(common.PROSE.read_text()).input_ids
   prose = jnp.asarray(ids, jnp.int32)[None]
 
@@ -97,7 +101,6 @@ def run(
 
   start = time.perf_counter()
   base_ppl = float(ppl(params))
-  state = editor.init(params)
   where = None
   if sharding.shape():  # a chunk's output is the next one's input
     where = *jax.tree.map(lambda x: x.sharding, (params, state)), None
@@ -113,13 +116,13 @@ def run(
   cursor, found = 0, checkpoint.steps(store)
   if devices.agreed(bool(found)):
     like = {
-      'kernel': _kernel(params),
+      'kernel': kernel(params),
       'state': state,
       'cursor': jnp.zeros((), int),
     }
     saved = checkpoint.load(store / f'{found[-1]:06d}', like)
     cursor, state = int(saved['cursor']), saved['state']
-    params = _with_kernel(params, saved['kernel'])
+    params = with_kernel(params, saved['kernel'])
     common.say(f'resuming after batch {cursor} of {total}')
   log = Log(folder, cursor)
   facts = int(np.asarray(batches.valid).sum())
@@ -137,7 +140,7 @@ def run(
       real = min(size, total - cursor)  # the rest only fills the chunk up
       report = jax.tree.map(lambda a, real=real: a[:real], report)
       cursor, done = cursor + real, done + count
-      ratio = np.asarray(_norms(_kernel(params)) / base_norms)
+      ratio = np.asarray(_norms(kernel(params)) / base_norms)
       entry = {
         'cursor': cursor,
         'num_edits': done,
@@ -166,7 +169,7 @@ def run(
       checkpoint.save_step(
         store,
         cursor,
-        {'kernel': _kernel(params), 'state': state, 'cursor': np.array(cursor)},
+        {'kernel': kernel(params), 'state': state, 'cursor': np.array(cursor)},
       )
       progress.set_postfix_str(
         f'{seconds / max(count, 1):.2f} s/fact, targets reached '

@@ -119,6 +119,16 @@ def test_unlike_evaluations_share_no_table(folder):
   assert all(len(t['rows']) == 2 for t in report.headline(runs))
 
 
+def test_the_same_scores_before_stand_once(folder):
+  runs = [folder(name) for name in ('first', 'second', 'third')]
+  runs[1].results['metrics']['before'] = _table(7)  # of other requests
+  runs[2].results['metrics']['before'] = _table(7)
+  names = [row['name'] for row in report.headline(runs)[0]['rows']]
+  assert [n for n in names if 'unedited' in n] == [
+    'tiny, unedited', 'tiny, unedited (second)'
+  ]  # fmt: skip
+
+
 def test_runs_of_the_same_requests_are_compared_by_record(folder):
   runs = [folder('first'), folder('second'), folder('third', rendering='qa')]
   after = [0, 100, 100, 0], [50, 100, 150, 50], [0] * 4
