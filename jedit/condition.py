@@ -61,6 +61,17 @@ def condition(
 
 
 def spectrum(
+  moment: SecondMoment,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Eigenvalues [F] and vectors float32 [F, F] of a layer after the other."""
+  if moment.spectrum:
+    yield from zip(*moment.spectrum, strict=True)
+  else:
+    for values, vectors in decompose(moment.moment):
+      yield values, vectors.astype(np.float32)
+
+
+def decompose(
   moment: Float[Array | np.ndarray, 'E F F'],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Eigenvalues [F], ascending, and vectors [F, F] of a layer after the other.
@@ -90,7 +101,7 @@ def ridge_prior(
       'the penalty not below'
     )
   out = np.empty(moment.moment.shape, np.float32)
-  for root, (values, vectors) in zip(out, spectrum(moment.moment), strict=True):
+  for root, (values, vectors) in zip(out, spectrum(moment), strict=True):
     values = np.maximum(values, floor * values[-1])
     root[:] = vectors / np.sqrt(weight * values + penalty)
   return out
@@ -127,7 +138,7 @@ def null_space_prior(
   if ridge <= 0:
     raise JeditError(f'ridge={ridge}: must be above 0')
   roots = []
-  for values, vectors in spectrum(moment.moment):
+  for values, vectors in spectrum(moment):
     kept = small(values, threshold, relative)
     roots.append((vectors[:, :kept] / np.sqrt(ridge)).astype(np.float32))
   widths = [root.shape[1] for root in roots]

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jedit import parts, sharding
+from jedit import condition, parts, sharding
 from jedit.files import open_text, part_of, read_json
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
-from jedit.types import JeditError, Params, SecondMoment
+from jedit.types import JeditError, Params, SecondMoment, Spectrum
 
 
 class Sums(NamedTuple):
@@ -216,7 +216,7 @@ def save_arrays(path: str | os.PathLike, **arrays) -> None:
 
 def save(path: str | os.PathLike, moment: SecondMoment, identity: str) -> None:
   """Writes moments with what they were made from."""
-  save_arrays(path, **moment._asdict(), identity=identity)
+  save_arrays(path, moment=moment.moment, count=moment.count, identity=identity)
 
 
 def load(path: str | os.PathLike, identity: str) -> SecondMoment:
@@ -235,6 +235,42 @@ def load(path: str | os.PathLike, identity: str) -> SecondMoment:
       f'  wanted is {identity}\nname another file, or make them again'
     )
   return moment
+
+
+def _spectrum_type(width: int) -> np.dtype:
+  """A layer of a Spectrum, as it lies in a file."""
+  return np.dtype(
+    [('values', '<f8', (width,)), ('vectors', '<f4', (width, width))]
+  )
+
+
+def save_spectrum(path: str | os.PathLike, moment: SecondMoment) -> None:
+  """Decomposes moments into a file, layer by layer; whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  layers, width = moment.moment.shape[:2]
+  kind, part = _spectrum_type(width), part_of(path)
+  header = {'shape': (layers,), 'fortran_order': False}
+  header['descr'] = np.lib.format.dtype_to_descr(kind)
+  with part.open('wb') as f:
+    np.lib.format.write_array_header_2_0(f, header)
+    for found in condition.spectrum(moment):
+      layer = np.empty((), kind)
+      layer['values'], layer['vectors'] = found
+      f.write(layer.tobytes())
+  part.rename(path)
+
+
+def load_spectrum(path: str | os.PathLike, moment: SecondMoment) -> Spectrum:
+  """Reads what save_spectrum wrote, as arrays that stay on disk until used."""
+  try:
+    found = np.load(path, mmap_mode='r')
+  except (OSError, ValueError, EOFError) as e:
+    raise JeditError(f'{path} is damaged ({e}); remove it') from e
+  layers, width = moment.moment.shape[:2]
+  if (found.shape, found.dtype) != ((layers,), _spectrum_type(width)):
+    raise JeditError(f'{path} is of other second moments; remove it')
+  return Spectrum(found['values'], found['vectors'])
 
 
 def published(pattern: str, layers: Iterable[int], width: int) -> SecondMoment:

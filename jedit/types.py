@@ -17,6 +17,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 Params = dict[str, Any]
@@ -102,16 +103,30 @@ jax.tree_util.register_dataclass(
 )
 
 
+class Spectrum(NamedTuple):
+  """Eigendecomposition of second moments.
+
+  Attributes:
+    values: float64 [E, F], ascending.
+    vectors: float32 [E, F, F], in columns.
+  """
+
+  values: np.ndarray
+  vectors: np.ndarray
+
+
 class SecondMoment(NamedTuple):
   """Uncentred second moment of keys over text, a mean over tokens.
 
   Attributes:
     moment: float32 [E, F, F].
     count: float [], tokens that were averaged.
+    spectrum: its Spectrum, where that is known; else it is made when needed.
   """
 
   moment: jax.Array
   count: jax.Array
+  spectrum: Spectrum | None = None
 
 
 class EditReport(NamedTuple):

@@ -41,7 +41,7 @@ def _tokenizer_hash(tokenizer) -> str:
 def get(
   config: ConfigDict, loaded: Loaded, params: Params, base_hash: str
 ) -> tuple[SecondMoment, float]:
-  """(moments of the site layers, seconds it took to make them).
+  """(moments of the site layers, decomposed; seconds it took to make them).
 
   Args:
     config: of the run.
@@ -50,17 +50,32 @@ def get(
     base_hash: of params.
   """
   start = time.perf_counter()
+  moment, known = _moment(config, loaded, params, base_hash)
+  name = checkpoint.fingerprint({'moment': moment.moment})
+  path = common.cache_dir() / 'spectrum' / f'{name}.npy'
+  if not devices.agreed(path.is_file()):
+    known = False
+    common.say('eigenvectors of the second moments')
+    if sharding.writes():
+      stats.save_spectrum(path, moment)
+    devices.wait(name)
+  moment = moment._replace(spectrum=stats.load_spectrum(path, moment))
+  return moment, 0.0 if known else time.perf_counter() - start
+
+
+def _moment(config, loaded, params, base_hash) -> tuple[SecondMoment, bool]:
+  """(moments, whether they were there)."""
   lo, hi = config.layers
   if '{}' in config.corpus:
     width = loaded.model.config.mlp_width
-    return stats.published(config.corpus, range(lo, hi + 1), width), 0.0
+    return stats.published(config.corpus, range(lo, hi + 1), width), True
   key = identity(config, loaded, base_hash)
   path = (
     common.cache_dir() / 'moments' / f'{checkpoint.digest(key.encode())}.npz'
   )
   if devices.agreed(path.is_file()):
     common.say(f'second moments: {path}')
-    return stats.load(path, key), 0.0
+    return stats.load(path, key), True
   begin, room = start_ids(loaded.tokenizer), loaded.model.config.context_length
   if not len(begin) < config.corpus_window <= room:
     raise JeditError(
@@ -102,4 +117,4 @@ def get(
   stats.save(path, moment, key)
   if sharding.writes():
     partial.unlink(missing_ok=True)
-  return moment, time.perf_counter() - start
+  return moment, False

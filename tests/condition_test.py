@@ -41,12 +41,12 @@ def problem(seed, width, count, out):
 
 
 def ridge_root(moment, weight):
-  [(values, vectors)] = condition.spectrum(moment[None])
+  [(values, vectors)] = condition.decompose(moment[None])
   return vectors / np.sqrt(weight * values)
 
 
 def null_root(moment, ridge, threshold):
-  [(values, vectors)] = condition.spectrum(moment[None])
+  [(values, vectors)] = condition.decompose(moment[None])
   return vectors[:, values < threshold] / np.sqrt(ridge)
 
 

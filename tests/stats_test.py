@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jedit import stats
-from jedit.types import JeditError
+from jedit import condition, stats
+from jedit.types import JeditError, SecondMoment
 from tests import tiny
 
 
@@ -174,6 +174,28 @@ def test_files(tmp_path):
     stats.load(path, 'model a')
   with pytest.raises(JeditError, match='is no file of second moments'):
     stats.load(tmp_path / 'none.npz', 'model a')
+
+
+def test_a_spectrum_is_kept(tmp_path):
+  x = np.random.default_rng(0).normal(size=(2, 40, 7)).astype(np.float32)
+  moment = SecondMoment(x.swapaxes(1, 2) @ x / 40, np.float32(40))
+  path = tmp_path / 'spectrum.npy'
+  stats.save_spectrum(path, moment)
+  assert [p.name for p in tmp_path.iterdir()] == ['spectrum.npy']
+  kept = moment._replace(spectrum=stats.load_spectrum(path, moment))
+  for prior in (
+    lambda m: condition.ridge_prior(m, 3.0),
+    lambda m: condition.null_space_prior(m, 10.0, 1.0)[0],
+  ):
+    np.testing.assert_array_equal(prior(kept), prior(moment))
+  for values, vectors, c in zip(*kept.spectrum, moment.moment, strict=True):
+    np.testing.assert_allclose(vectors * values @ vectors.T, c, atol=1e-5)
+  one = SecondMoment(moment.moment[:1], moment.count)
+  with pytest.raises(JeditError, match='other second moments; remove it'):
+    stats.load_spectrum(path, one)
+  path.write_bytes(path.read_bytes()[:-9])
+  with pytest.raises(JeditError, match='damaged.*remove it'):
+    stats.load_spectrum(path, moment)
 
 
 def test_a_corpus_is_text(tmp_path):

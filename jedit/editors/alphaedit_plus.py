@@ -177,7 +177,7 @@ def _memory(moment, ridge, threshold, relative, capacity) -> Memory:
     raise JeditError(f'ridge={ridge}: must be above 0')
   layers, size = moment.moment.shape[:2]
   every, kept = np.empty(moment.moment.shape, np.float32), []
-  found = condition.spectrum(moment.moment)
+  found = condition.spectrum(moment)
   for basis, (spectrum, vectors) in zip(every, found, strict=True):
     basis[:] = vectors
     kept.append(condition.small(spectrum, threshold, relative))

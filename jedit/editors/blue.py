@@ -35,8 +35,7 @@ def blue(
   """
   layers = len(moment.moment)
   ends = (0, layers - 1) if layers > 1 else (0,)
-  only = lambda e: SecondMoment(moment.moment[e : e + 1], moment.count)
-  hosts = [host(only(e)) for e in ends]
+  hosts = [host(_layer(moment, e)) for e in ends]
 
   def init(params: Params):
     return tuple(
@@ -56,3 +55,9 @@ def blue(
     return total, tuple(states)
 
   return optax.GradientTransformation(init, update)
+
+
+def _layer(moment: SecondMoment, e: int) -> SecondMoment:
+  """The moments of one layer."""
+  one = jax.tree.map(lambda x: x[e : e + 1], moment._replace(count=None))
+  return one._replace(count=moment.count)
