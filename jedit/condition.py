@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jedit import sharding
-from jedit.types import JeditError, SecondMoment
+from jedit.types import JeditError, SecondMoment, Spectrum
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -60,15 +60,13 @@ def condition(
   return delta, root - jnp.matmul(sz, back, precision=_HIGHEST)
 
 
-def spectrum(
-  moment: SecondMoment,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Eigenvalues [F] and vectors float32 [F, F] of a layer after the other."""
+def spectrum(moment: SecondMoment) -> Iterator[Spectrum]:
+  """That of a layer after the other."""
   if moment.spectrum:
-    yield from zip(*moment.spectrum, strict=True)
-  else:
-    for values, vectors in decompose(moment.moment):
-      yield values, vectors.astype(np.float32)
+    yield from moment.spectrum
+    return
+  for values, vectors in decompose(moment.moment):
+    yield Spectrum(values, vectors.astype(np.float32))
 
 
 def decompose(

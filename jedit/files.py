@@ -1,5 +1,6 @@
 """Text files, gzip or not, and JSON in both of its usual layouts."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -45,6 +46,21 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 def part_of(path: pathlib.Path) -> pathlib.Path:
   """The name under which this process writes a file before it is whole."""
   return path.with_name(f'{path.name}.{os.getpid()}.part')
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path):
+  """A binary file to write, which is there when it is whole, or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = part_of(path)
+  try:
+    with part.open('wb') as f:
+      yield f
+      f.flush()
+      os.fsync(f.fileno())
+    part.rename(path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
 def open_text(path: str | os.PathLike):

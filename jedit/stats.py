@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jedit import condition, parts, sharding
-from jedit.files import open_text, part_of, read_json
+from jedit import parts, sharding
+from jedit.files import open_text, read_json, whole
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
@@ -206,12 +206,8 @@ def save_arrays(path: str | os.PathLike, **arrays) -> None:
   arrays = sharding.fetch(arrays)
   if not sharding.writes():
     return
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = part_of(path)
-  with part.open('wb') as f:
+  with whole(pathlib.Path(path)) as f:
     np.savez(f, **arrays)
-  part.rename(path)
 
 
 def save(path: str | os.PathLike, moment: SecondMoment, identity: str) -> None:
@@ -237,40 +233,36 @@ def load(path: str | os.PathLike, identity: str) -> SecondMoment:
   return moment
 
 
-def _spectrum_type(width: int) -> np.dtype:
-  """A layer of a Spectrum, as it lies in a file."""
+def _layer_type(width: int) -> np.dtype:
+  """A Spectrum, as it lies in a file."""
   return np.dtype(
     [('values', '<f8', (width,)), ('vectors', '<f4', (width, width))]
   )
 
 
-def save_spectrum(path: str | os.PathLike, moment: SecondMoment) -> None:
-  """Decomposes moments into a file, layer by layer; whole or not at all."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  layers, width = moment.moment.shape[:2]
-  kind, part = _spectrum_type(width), part_of(path)
-  header = {'shape': (layers,), 'fortran_order': False}
-  header['descr'] = np.lib.format.dtype_to_descr(kind)
-  with part.open('wb') as f:
+def save_spectrum(path: str | os.PathLike, spectrum: Spectrum) -> None:
+  """Writes the spectrum of a layer."""
+  kind = np.lib.format.dtype_to_descr(_layer_type(len(spectrum.values)))
+  header = {'descr': kind, 'fortran_order': False, 'shape': ()}
+  with whole(pathlib.Path(path)) as f:
     np.lib.format.write_array_header_2_0(f, header)
-    for found in condition.spectrum(moment):
-      layer = np.empty((), kind)
-      layer['values'], layer['vectors'] = found
-      f.write(layer.tobytes())
-  part.rename(path)
+    for part in spectrum:
+      f.write(np.ascontiguousarray(part).data)
 
 
-def load_spectrum(path: str | os.PathLike, moment: SecondMoment) -> Spectrum:
-  """Reads what save_spectrum wrote, as arrays that stay on disk until used."""
+def load_spectrum(
+  path: str | os.PathLike, moment: np.ndarray
+) -> Spectrum | None:
+  """That of a layer's moment [F, F], on disk until used; None if it is not."""
   try:
     found = np.load(path, mmap_mode='r')
-  except (OSError, ValueError, EOFError) as e:
-    raise JeditError(f'{path} is damaged ({e}); remove it') from e
-  layers, width = moment.moment.shape[:2]
-  if (found.shape, found.dtype) != ((layers,), _spectrum_type(width)):
-    raise JeditError(f'{path} is of other second moments; remove it')
-  return Spectrum(found['values'], found['vectors'])
+  except (OSError, ValueError, EOFError):
+    return None
+  if found.shape or found.dtype != _layer_type(len(moment)):
+    return None
+  spectrum = Spectrum(found['values'], found['vectors'])
+  alike = np.isclose(spectrum.values.sum(), np.trace(moment), rtol=1e-4)
+  return spectrum if alike and spectrum.vectors[-1].any() else None
 
 
 def published(pattern: str, layers: Iterable[int], width: int) -> SecondMoment:

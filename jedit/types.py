@@ -104,11 +104,11 @@ jax.tree_util.register_dataclass(
 
 
 class Spectrum(NamedTuple):
-  """Eigendecomposition of second moments.
+  """Eigendecomposition of a layer's second moment.
 
   Attributes:
-    values: float64 [E, F], ascending.
-    vectors: float32 [E, F, F], in columns.
+    values: float64 [F], ascending.
+    vectors: float32 [F, F], in columns.
   """
 
   values: np.ndarray
@@ -121,12 +121,12 @@ class SecondMoment(NamedTuple):
   Attributes:
     moment: float32 [E, F, F].
     count: float [], tokens that were averaged.
-    spectrum: its Spectrum, where that is known; else it is made when needed.
+    spectrum: of each layer, where that is known; else it is made when needed.
   """
 
   moment: jax.Array
   count: jax.Array
-  spectrum: Spectrum | None = None
+  spectrum: tuple[Spectrum, ...] | None = None
 
 
 class EditReport(NamedTuple):

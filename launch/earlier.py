@@ -3,7 +3,7 @@
 Its edited weights are the base, and what its editor remembers of the facts so
 far is the state to start from: two runs edit as one over both streams would (in
 bfloat16, but for the rounding between them). The second moments are in there;
-none are made.
+none are made. What is limited (max_norm, max_perplexity) is limited afresh.
 """
 
 import json
@@ -15,11 +15,18 @@ from ml_collections import ConfigDict
 
 from jedit import checkpoint, sharding
 from jedit.types import Editor, JeditError, Params
-from launch import stream
+from launch import common, method, stream
 
-_SAME = (
-  'method', 'editor', 'updates', 'optimiser', 'layers', 'validation', 'network',
-)  # fmt: skip
+_SAME = 'method', 'editor', 'updates', 'layers', 'validation'
+_OF_MOMENTS = 'corpus', 'corpus_tokens', 'corpus_window', 'self_text_start'
+
+
+def folder_of(model: str) -> pathlib.Path | None:
+  """The run folder that a model's name is of, or its edit folder is in."""
+  path = pathlib.Path(model)
+  if (path / 'manifest.json').is_file():
+    return path.resolve().parent
+  return path if (path / 'edits' / 'manifest.json').is_file() else None
 
 
 def find(config: ConfigDict) -> pathlib.Path | None:
@@ -29,34 +36,46 @@ def find(config: ConfigDict) -> pathlib.Path | None:
     JeditError: when its editor is not the config's, so that nothing would
       protect its facts.
   """
-  path = pathlib.Path(config.model)
-  if not (path / 'edits' / 'manifest.json').is_file():
+  path = folder_of(config.model)
+  if path is None:
     return None
-  then, now = (
-    read(path, 'config.json'),
-    json.loads(config.to_json_best_effort()),
-  )
+  then = read(path, 'config.json')
+  now = json.loads(config.to_json_best_effort())
+  now['inputs'] = {}
+  if config.network:
+    now['inputs']['network'] = common.file_hash(config.network)
+  old, new = (_decisive(c, method.needs_moment(config)) for c in (then, now))
   wrong = [
-    f'{name} was {old!r}, is {new!r}'
-    for field in _SAME
-    for name, old, new in _departures(field, then.get(field), now[field])
+    f'{name} was {old.get(name)!r}, is {new.get(name)!r}'
+    for name in old | new
+    if old.get(name) != new.get(name)
   ]
   if wrong:
     raise JeditError(
       f'config.model={path} is a run with another editor ({"; ".join(wrong)}): '
-      'choose the same to go on from it, or edit a copy of its weights as a '
-      f'new base (launch.convert --base={then.get("model")} --edit={path} '
-      '--out=FOLDER), of whose facts no editor knows'
+      f'choose the same to go on from it, or {_copy(path)}, of whose facts no '
+      'editor knows'
     )
   return path
 
 
-def _departures(name, old, new):
-  if isinstance(old, dict) and isinstance(new, dict):
-    for key in old | new:
-      yield from _departures(f'{name}.{key}', old.get(key), new.get(key))
-  elif old != new:
-    yield name, old, new
+def _decisive(config: dict, moments: bool) -> dict:
+  """What must agree, by name."""
+  fields = _SAME + (_OF_MOMENTS if moments else ())
+  out = {field: config.get(field) for field in fields}
+  for part in 'editor', 'updates':
+    for name, value in (out.pop(part) or {}).items():
+      out[f'{part}.{name}'] = value
+  anchor = config.get('optimiser', {}).get('anchor_norm')
+  network = config.get('inputs', {}).get('network')
+  return out | {'optimiser.anchor_norm': anchor, 'network': network}
+
+
+def _copy(path):
+  return (
+    'edit a copy of its weights as a new base (launch.convert --base=... '
+    f'--edit={path} --out=FOLDER)'
+  )
 
 
 def read(path: pathlib.Path, name: str) -> Any:
@@ -65,31 +84,36 @@ def read(path: pathlib.Path, name: str) -> Any:
     return json.loads((path / name).read_text())
   except (OSError, ValueError) as e:
     raise JeditError(
-      f'config.model={path}: {name} is missing or damaged ({e}); a run goes on '
-      'from a whole run folder'
+      f'config.model={path}: {name} is missing or damaged ({e}); name a whole '
+      f'run folder to go on from, or {_copy(path)}'
     ) from e
 
 
-def state(path: pathlib.Path, editor: Editor, split: Params) -> Any:
+def state(
+  path: pathlib.Path, config: ConfigDict, editor: Editor, split: Params
+) -> Any:
   """The editor's state at the end of the run, on the devices in use.
 
   Args:
     path: the run.
-    editor: as in the run, but for its second moments, which may be made up.
+    config: of the run that goes on.
+    editor: its editor (method.rehearse).
     split: params.
   """
 
-  def small(params):  # as wide as made-up moments are
-    few = stream.kernel(params)[:, :2]
-    return editor.init(stream.with_kernel(params, few))
+  def start(params):
+    if method.needs_moment(config):  # those of the rehearsal are this wide
+      few = stream.kernel(params)[:, :2]
+      params = stream.with_kernel(params, few)
+    return editor.init(params)
 
-  like, tree = jax.tree.flatten(jax.eval_shape(small, split))
+  like, tree = jax.tree.flatten(jax.eval_shape(start, split))
   found = checkpoint.read_state(path / 'edits')
   kind = lambda leaves: [(x.ndim, x.dtype) for x in leaves]
   if kind(found) != kind(like):
     raise JeditError(
       f'{path}: the state in it is not that of this editor; it is of another '
-      'jedit: make the run again'
+      f'jedit: make the run again, or {_copy(path)}'
     )
   width = stream.kernel(split).shape[1]
   return sharding.by_rows(jax.tree.unflatten(tree, found), width)

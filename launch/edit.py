@@ -7,6 +7,7 @@
     --config.requests=more.jsonl --config.model=runs/a --workdir=runs/b
 """
 
+import functools
 import json
 
 import numpy as np
@@ -116,15 +117,14 @@ def _run(config, workdir, loaded, origin):
   split = jedit.split(params, lo, hi)
   del params
   base = np.array(sharding.fetch(stream.kernel(split)))  # it is given away
+  begin = editor.init
   if origin:
-    state = earlier.state(origin, editor, split)
     common.say(f'going on from {origin}, with what it remembers of its facts')
-  else:
-    state = editor.init(split)
+    begin = functools.partial(earlier.state, origin, config, editor)
   out = stream.run(
-    config, loaded, editor, split, state, batches, judge, before, home
+    config, loaded, editor, split, begin, batches, judge, before, home
   )
-  del split, state
+  del split
   edited = jedit.join(out.params)
   # In the model's own dtype, or undoing would not give back its bits.
   site = edited['layers']['mlp']['down']['kernel'][lo : hi + 1]
@@ -135,7 +135,7 @@ def _run(config, workdir, loaded, origin):
     base,
     sharding.fetch(site),
     {
-      'model': config.model,
+      'model': str(origin.resolve()) if origin else config.model,
       'layers': list(range(lo, hi + 1)),
       'method': config.method,
       'num_edits': len(asked),

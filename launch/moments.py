@@ -3,15 +3,16 @@
 import json
 import time
 
+import jax
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, sharding, stats, writing
+from jedit import checkpoint, condition, sharding, stats, writing
 from jedit.models.load import Loaded
 from jedit.prompts import round_up
 from jedit.tokens import start_ids
-from jedit.types import JeditError, Params, SecondMoment
-from launch import common, devices
+from jedit.types import JeditError, Params, SecondMoment, Spectrum
+from launch import common, devices, earlier
 
 
 def identity(config: ConfigDict, loaded: Loaded, base_hash: str) -> str:
@@ -49,18 +50,47 @@ def get(
     params: unsplit, on the devices in use.
     base_hash: of params.
   """
+  origin = earlier.folder_of(config.model)
+  if origin:
+    raise JeditError(
+      f'config.model={origin} is a run: launch.edit goes on from the state in '
+      'it, without second moments; name the model that it edited'
+    )
   start = time.perf_counter()
   moment, known = _moment(config, loaded, params, base_hash)
-  name = checkpoint.fingerprint({'moment': moment.moment})
-  path = common.cache_dir() / 'spectrum' / f'{name}.npy'
-  if not devices.agreed(path.is_file()):
-    known = False
-    common.say('eigenvectors of the second moments')
-    if sharding.writes():
-      stats.save_spectrum(path, moment)
-    devices.wait(name)
-  moment = moment._replace(spectrum=stats.load_spectrum(path, moment))
+  spectra = _spectra(moment)
+  if spectra is None:
+    known, spectra = False, _decomposed(moment)
+  moment = moment._replace(spectrum=spectra)
   return moment, 0.0 if known else time.perf_counter() - start
+
+
+def _path(layer):
+  name = checkpoint.fingerprint({'moment': layer})
+  return common.cache_dir() / 'spectrum' / f'{name}.npy'
+
+
+def _spectra(moment: SecondMoment) -> tuple[Spectrum, ...] | None:
+  """What is kept of all layers."""
+  found = tuple(stats.load_spectrum(_path(x), x) for x in moment.moment)
+  return found if devices.agreed(None not in found) else None
+
+
+def _decomposed(moment: SecondMoment) -> tuple[Spectrum, ...]:
+  """The spectra, made and kept: each process makes its share of layers."""
+  common.say('eigenvectors of the second moments')
+  for e in range(jax.process_index(), len(moment.moment), jax.process_count()):
+    one = SecondMoment(moment.moment[e : e + 1], moment.count)
+    (spectrum,) = condition.spectrum(one)
+    stats.save_spectrum(_path(moment.moment[e]), spectrum)
+  devices.wait('spectrum')
+  made = _spectra(moment)
+  if made is None:
+    raise JeditError(
+      f'{common.cache_dir()}: what was written there is not found; run again, '
+      'with a cache (JEDIT_CACHE) that all processes share'
+    )
+  return made
 
 
 def _moment(config, loaded, params, base_hash) -> tuple[SecondMoment, bool]:

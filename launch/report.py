@@ -80,7 +80,7 @@ def headline(runs: list[Run]) -> list[dict]:
   tables = {}
   for run, when in [(r, w) for r in runs for w in ('before', 'after')]:
     measured = run.results['metrics'][when]['tables']
-    plain = run.name if when == 'after' else f'{run.config["model"]}, unedited'
+    plain = run.name if when == 'after' else f'{run.config["model"]}, before'
     for key in folder.tables(run.results['metrics']['after']):
       table = tables.setdefault((key, run.results['rendering']), {})
       row = measured.get(key, {})
@@ -110,14 +110,17 @@ def headline(runs: list[Run]) -> list[dict]:
 def paired(runs: list[Run]) -> dict[tuple[str, str], list[dict]]:
   """Rows (a run less the first one) of a compat id and a rendering.
 
-  Of the runs that edited the same requests as the first one.
+  Of the runs that edited the same requests, in this order, as the first one.
   """
-  facts = lambda run: [(r['id'], r['prompt'], r['target']) for r in run.records]
+  asked = lambda run: (
+    run.config.get('inputs', {}).get('requests'),
+    run.results['rendering'],
+    [(r['id'], r['prompt'], r['target']) for r in run.records],
+  )
   first, *others = runs
   base, rows = rows_of(first), {}
   for run in others:
-    same = run.results['rendering'] == first.results['rendering']
-    if not same or facts(run) != facts(first):
+    if asked(run) != asked(first):
       continue
     for key, row in metrics.differences(rows_of(run), base).items():
       if any(row.values()):

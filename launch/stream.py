@@ -8,6 +8,7 @@ import functools
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -71,7 +72,7 @@ def run(
   loaded: Loaded,
   editor: Editor,
   params: Params,
-  state: Any,
+  begin: Callable[[Params], Any],
   batches: EditBatch,
   judge: Measurer,
   before: Measured,
@@ -84,7 +85,7 @@ def run(
     loaded: the model.
     editor: the editor.
     params: split params before any edit (donated).
-    state: the editor's, before any edit.
+    begin: the editor's state before any edit, of params.
     batches: the whole stream.
     judge: scores the model on the way, every `curve_every` batches.
     before: what it measured of the base model.
@@ -101,6 +102,7 @@ def run(
 
   start = time.perf_counter()
   base_ppl = float(ppl(params))
+  state = begin(params)
   where = None
   if sharding.shape():  # a chunk's output is the next one's input
     where = *jax.tree.map(lambda x: x.sharding, (params, state)), None

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jedit import checkpoint, metrics, requests, tokens
 from jedit.models.load import load
 from jedit.types import JeditError
-from launch import common, edit, grid, measure, method, picture
+from launch import common, earlier, edit, grid, measure, method, picture
 
 _CONFIG = common.config_flag()
 _WORKDIR = common.workdir_flag()
@@ -61,6 +61,7 @@ def _check(name: str, config: ConfigDict, opened) -> None:
   """Refuses a bad run."""
   try:
     method.check(config)
+    earlier.find(config)
     loaded, path = opened(config.model), config.requests or common.FACTS
     tokens.render(loaded.tokenizer, '', config.rendering)
     common.check_layers(config, loaded)

@@ -12,9 +12,15 @@ from jedit import checkpoint
 from jedit.models import load
 from jedit.models.load import Loaded
 from jedit.types import JeditError, SecondMoment
-from launch import earlier, stream
+from launch import earlier, moments, stream
 from launch import method as launch_method
 from tests import tiny
+
+
+def _apart(want, got):
+  """Largest difference of any leaf, times the leaf's own largest entry."""
+  pairs = [(a, b) for a, b in zip(want, got, strict=True) if a.any()]
+  return max(np.abs(a - b).max() / np.abs(a).max() for a, b in pairs)
 
 
 @pytest.fixture
@@ -32,22 +38,25 @@ def _kernel(folder):
   return load.load(folder).params['layers']['mlp']['down']['kernel']
 
 
-def test_two_runs_edit_as_one(run, cut, tmp_path, capsys):
+def test_two_runs_edit_as_one_on_any_devices(run, cut, tmp_path, capsys):
   method = 'memit_history+clamp_singular'
   one, first, later = (tmp_path / name for name in ('one', 'a', 'b'))
   run(one, method)
   run(first, method, requests=cut[0])
   capsys.readouterr()
-  run(later, method, requests=cut[1], model=str(first))
+  on = {'data_parallel': 2, 'model_parallel': 2}
+  run(later, method, requests=cut[1], model=str(first), **on)
   said = capsys.readouterr().out
   assert 'going on from' in said and 'second moments:' not in said
-  want, got = (checkpoint.read_state(f / 'edits') for f in (one, later))
-  for a, b in zip(want, got, strict=True):
-    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+  want, half, got = (
+    checkpoint.read_state(folder / 'edits') for folder in (one, first, later)
+  )
+  # Adam's first steps are signs, so that rounding on a mesh is not that small.
+  assert _apart(want, got) < 0.01 < 0.1 < _apart(want, half)
   want, half, got = map(_kernel, (one, first, later))
   change = np.abs(want - half).max()
   assert change > 1e-4
-  np.testing.assert_allclose(got, want, atol=1e-3 * change)
+  np.testing.assert_allclose(got, want, atol=0.01 * change)
   back = checkpoint.apply_edit(
     load.load(later).params, later / 'edits', undo=True
   )
@@ -58,7 +67,7 @@ def test_another_editor_does_not_go_on(run, make, cut, tmp_path):
   first = tmp_path / 'a'
   run(first, 'alphaedit', requests=cut[0])
   go_on = lambda of='alphaedit', **fields: run(
-    tmp_path / 'b', of, requests=cut[1], model=str(first), **fields
+    tmp_path / 'b', of, requests=cut[1], model=str(first / 'edits'), **fields
   )
   config = make('alphaedit')
   config.editor.ridge = 5.0
@@ -68,6 +77,8 @@ def test_another_editor_does_not_go_on(run, make, cut, tmp_path):
     go_on(editor=config.editor)
   with pytest.raises(JeditError, match="method was 'alphaedit', is 'memit'"):
     go_on('memit')
+  with pytest.raises(JeditError, match='is a run: .* name the model that it'):
+    moments.get(make(model=str(first)), None, None, '')
   (first / 'edits' / 'state.safetensors').write_bytes(b'')
   with pytest.raises(JeditError, match='state.safetensors is missing or dam'):
     go_on()
@@ -97,7 +108,7 @@ def test_all_that_moments_decide_is_in_the_state(method, tmp_path):
     zero = np.zeros((2, width, 1))
     checkpoint.write_edit(tmp_path / 'edits', zero, zero, manifest, state)
     rehearsed = launch_method.rehearse(config, loaded)
-    got = earlier.state(tmp_path, rehearsed, split)
+    got = earlier.state(tmp_path, config, rehearsed, split)
     assert jax.tree.structure(got) == jax.tree.structure(state)
     for a, b in zip(*map(jax.tree.leaves, (state, got)), strict=True):
       assert (a.dtype, a.shape) == (b.dtype, b.shape)

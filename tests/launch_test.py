@@ -186,8 +186,10 @@ def test_mend_is_trained_and_edits(make, run, tmp_path):
   with pytest.raises(JeditError, match='is trained for layers .1, 2., config'):
     method.build(config, None, None)
   run(tmp_path / 'a', 'mend', network=str(work))
-  log = (tmp_path / 'a' / 'log.jsonl').read_text().splitlines()
-  assert json.loads(log[-1])['norm_ratio'] != [1.0, 1.0]
+  run(tmp_path / 'b', 'mend', network=str(work), model=str(tmp_path / 'a'))
+  for name in 'a', 'b':
+    log = (tmp_path / name / 'log.jsonl').read_text().splitlines()
+    assert json.loads(log[-1])['norm_ratio'] != [1.0, 1.0]
 
 
 def test_skip_lists_what_it_skipped(run, home, tmp_path):

@@ -103,7 +103,7 @@ def test_the_page_is_whole_and_alone(folder):
   assert '4.250' in page and '21.50' in page  # at the end
   assert 'Is &lt;b&gt;Ann&lt;/b&gt; in' in page and '&amp; Rome' in page
   assert '&lt;A&gt;' in page and 'r1</td>' not in page
-  assert page.count('tiny, unedited') == 3  # once a table
+  assert page.count('tiny, before') == 3  # once a table
   titles = [title for title in report.curves(runs) if 'percent' in title]
   assert (
     'memit-2022: specificity of the facts written so far, percent' in titles
@@ -124,8 +124,8 @@ def test_the_same_scores_before_stand_once(folder):
   runs[1].results['metrics']['before'] = _table(7)  # of other requests
   runs[2].results['metrics']['before'] = _table(7)
   names = [row['name'] for row in report.headline(runs)[0]['rows']]
-  assert [n for n in names if 'unedited' in n] == [
-    'tiny, unedited', 'tiny, unedited (second)'
+  assert [n for n in names if 'before' in n] == [
+    'tiny, before', 'tiny, before (second)'
   ]  # fmt: skip
 
 

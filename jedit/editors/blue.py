@@ -59,5 +59,5 @@ def blue(
 
 def _layer(moment: SecondMoment, e: int) -> SecondMoment:
   """The moments of one layer."""
-  one = jax.tree.map(lambda x: x[e : e + 1], moment._replace(count=None))
-  return one._replace(count=moment.count)
+  known = moment.spectrum and moment.spectrum[e : e + 1]
+  return SecondMoment(moment.moment[e : e + 1], moment.count, known)

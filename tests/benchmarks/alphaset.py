@@ -109,7 +109,7 @@ def compare(lines: list[dict], first: str) -> None:
   rows = {
     (one['set'], one['run']): {k: np.array(x) for k, x in one['rows'].items()}
     for one in lines
-    if 'rows' in one
+    if one.get('of') == [_HARD.value, _BATCH.value]
   }
   for name, run in rows:
     if run not in ('before', first) and (name, first) in rows:
@@ -156,7 +156,8 @@ def main(_):
       print(json.dumps(found), flush=True)
       if _OUT.value:
         with open(_OUT.value, 'a') as f:
-          f.write(json.dumps(found | {'rows': rows}) + '\n')
+          more = {'of': [_HARD.value, _BATCH.value], 'rows': rows}
+          f.write(json.dumps(found | more) + '\n')
 
     show('before', params)
     for run, config in runs.items():
