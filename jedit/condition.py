@@ -17,15 +17,13 @@ The square-root update is Andrews' (A square root formulation of the Kalman
 covariance equations, 1968).
 """
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jedit import sharding
-from jedit.types import JeditError, SecondMoment, Spectrum
+from jedit import spectrum
+from jedit.types import JeditError, SecondMoment
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -60,31 +58,6 @@ def condition(
   return delta, root - jnp.matmul(sz, back, precision=_HIGHEST)
 
 
-def spectrum(moment: SecondMoment) -> Iterator[Spectrum]:
-  """That of a layer after the other."""
-  if moment.spectrum:
-    yield from moment.spectrum
-    return
-  for values, vectors in decompose(moment.moment):
-    yield Spectrum(values, vectors.astype(np.float32))
-
-
-def decompose(
-  moment: Float[Array | np.ndarray, 'E F F'],
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Eigenvalues [F], ascending, and vectors [F, F] of a layer after the other.
-
-  In float64, of which no more than one layer's are held.
-  """
-  for layer in sharding.fetch(moment):
-    layer = layer.astype(np.float64)
-    if not np.isfinite(layer).all():
-      raise JeditError('second moments hold NaN or infinity; make them again')
-    layer += layer.T.copy()
-    layer /= 2
-    yield np.linalg.eigh(layer)
-
-
 def ridge_prior(
   moment: SecondMoment, weight: float, penalty: float = 0.0, floor: float = 1e-9
 ) -> np.ndarray:
@@ -99,7 +72,7 @@ def ridge_prior(
       'the penalty not below'
     )
   out = np.empty(moment.moment.shape, np.float32)
-  for root, (values, vectors) in zip(out, spectrum(moment), strict=True):
+  for root, (values, vectors) in zip(out, spectrum.of(moment), strict=True):
     values = np.maximum(values, floor * values[-1])
     root[:] = vectors / np.sqrt(weight * values + penalty)
   return out
@@ -136,7 +109,7 @@ def null_space_prior(
   if ridge <= 0:
     raise JeditError(f'ridge={ridge}: must be above 0')
   roots = []
-  for values, vectors in spectrum(moment):
+  for values, vectors in spectrum.of(moment):
     kept = small(values, threshold, relative)
     roots.append((vectors[:, :kept] / np.sqrt(ridge)).astype(np.float32))
   widths = [root.shape[1] for root in roots]

@@ -22,7 +22,7 @@ from jedit.files import open_text, read_json, whole
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.prompts import round_up
-from jedit.types import JeditError, Params, SecondMoment, Spectrum
+from jedit.types import JeditError, Params, SecondMoment
 
 
 class Sums(NamedTuple):
@@ -231,38 +231,6 @@ def load(path: str | os.PathLike, identity: str) -> SecondMoment:
       f'  wanted is {identity}\nname another file, or make them again'
     )
   return moment
-
-
-def _layer_type(width: int) -> np.dtype:
-  """A Spectrum, as it lies in a file."""
-  return np.dtype(
-    [('values', '<f8', (width,)), ('vectors', '<f4', (width, width))]
-  )
-
-
-def save_spectrum(path: str | os.PathLike, spectrum: Spectrum) -> None:
-  """Writes the spectrum of a layer."""
-  kind = np.lib.format.dtype_to_descr(_layer_type(len(spectrum.values)))
-  header = {'descr': kind, 'fortran_order': False, 'shape': ()}
-  with whole(pathlib.Path(path)) as f:
-    np.lib.format.write_array_header_2_0(f, header)
-    for part in spectrum:
-      f.write(np.ascontiguousarray(part).data)
-
-
-def load_spectrum(
-  path: str | os.PathLike, moment: np.ndarray
-) -> Spectrum | None:
-  """That of a layer's moment [F, F], on disk until used; None if it is not."""
-  try:
-    found = np.load(path, mmap_mode='r')
-  except (OSError, ValueError, EOFError):
-    return None
-  if found.shape or found.dtype != _layer_type(len(moment)):
-    return None
-  spectrum = Spectrum(found['values'], found['vectors'])
-  alike = np.isclose(spectrum.values.sum(), np.trace(moment), rtol=1e-4)
-  return spectrum if alike and spectrum.vectors[-1].any() else None
 
 
 def published(pattern: str, layers: Iterable[int], width: int) -> SecondMoment:

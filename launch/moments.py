@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, condition, sharding, stats, writing
+from jedit import checkpoint, sharding, spectrum, stats, writing
 from jedit.models.load import Loaded
 from jedit.prompts import round_up
 from jedit.tokens import start_ids
@@ -72,7 +72,7 @@ def _path(layer):
 
 def _spectra(moment: SecondMoment) -> tuple[Spectrum, ...] | None:
   """What is kept of all layers."""
-  found = tuple(stats.load_spectrum(_path(x), x) for x in moment.moment)
+  found = tuple(spectrum.load(_path(x), x) for x in moment.moment)
   return found if devices.agreed(None not in found) else None
 
 
@@ -81,16 +81,16 @@ def _decomposed(moment: SecondMoment) -> tuple[Spectrum, ...]:
   common.say('eigenvectors of the second moments')
   for e in range(jax.process_index(), len(moment.moment), jax.process_count()):
     one = SecondMoment(moment.moment[e : e + 1], moment.count)
-    (spectrum,) = condition.spectrum(one)
-    stats.save_spectrum(_path(moment.moment[e]), spectrum)
+    (made,) = spectrum.of(one)
+    spectrum.save(_path(moment.moment[e]), made)
   devices.wait('spectrum')
-  made = _spectra(moment)
-  if made is None:
+  found = _spectra(moment)
+  if found is None:
     raise JeditError(
       f'{common.cache_dir()}: what was written there is not found; run again, '
       'with a cache (JEDIT_CACHE) that all processes share'
     )
-  return made
+  return found
 
 
 def _moment(config, loaded, params, base_hash) -> tuple[SecondMoment, bool]:

@@ -9,7 +9,7 @@ launch.edit with the same config finds them.
 import numpy as np
 from ml_collections import ConfigDict
 
-from jedit import checkpoint, condition
+from jedit import checkpoint, spectrum
 from launch import common, devices, moments
 
 _CONFIG = common.config_flag()
@@ -30,7 +30,7 @@ def run(config: ConfigDict) -> None:
   common.say(
     f'{"layer":>5}{"least":>12}{"median":>12}{"most":>12}{"< 0.02":>9}'
   )
-  found = condition.spectrum(moment)
+  found = spectrum.of(moment)
   for layer, (v, _) in zip(range(lo, hi + 1), found, strict=True):
     common.say(
       f'{layer:>5}{v[0]:>12.3g}{np.median(v):>12.3g}{v[-1]:>12.3g}'

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jedit import condition
+from jedit import condition, spectrum
 from jedit.types import JeditError, SecondMoment
 from tests import oracle
 
@@ -41,12 +41,12 @@ def problem(seed, width, count, out):
 
 
 def ridge_root(moment, weight):
-  [(values, vectors)] = condition.decompose(moment[None])
+  [(values, vectors)] = spectrum.decompose(moment[None])
   return vectors / np.sqrt(weight * values)
 
 
 def null_root(moment, ridge, threshold):
-  [(values, vectors)] = condition.decompose(moment[None])
+  [(values, vectors)] = spectrum.decompose(moment[None])
   return vectors[:, values < threshold] / np.sqrt(ridge)
 
 

@@ -19,8 +19,8 @@ jaxtyping.install_import_hook(
     for name in (
       'condition', 'conflict', 'editors', 'generate', 'gradients',
       'hypernetwork', 'models', 'prompts', 'questions', 'records', 'requests',
-      'restore', 'rows', 'sequence', 'stats', 'suffix', 'tokens', 'trace',
-      'updates', 'validate', 'values', 'walk', 'writing',
+      'restore', 'rows', 'sequence', 'spectrum', 'stats', 'suffix', 'tokens',
+      'trace', 'updates', 'validate', 'values', 'walk', 'writing',
     )
   ],
   'beartype.beartype',

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jedit import condition, stats
-from jedit.types import JeditError, SecondMoment
+from jedit import stats
+from jedit.types import JeditError
 from tests import tiny
 
 
@@ -174,32 +174,6 @@ def test_files(tmp_path):
     stats.load(path, 'model a')
   with pytest.raises(JeditError, match='is no file of second moments'):
     stats.load(tmp_path / 'none.npz', 'model a')
-
-
-def test_a_spectrum_is_kept(tmp_path):
-  x = np.random.default_rng(0).normal(size=(2, 40, 7)).astype(np.float32)
-  moment = SecondMoment(x.swapaxes(1, 2) @ x / 40, np.float32(40))
-  kept, paths = [], [tmp_path / f'{e}.npy' for e in range(2)]
-  for path, made, c in zip(
-    paths, condition.spectrum(moment), moment.moment, strict=True
-  ):
-    assert stats.load_spectrum(path, c) is None
-    stats.save_spectrum(path, made)
-    kept.append(stats.load_spectrum(path, c))
-    values, vectors = kept[-1]
-    np.testing.assert_allclose(vectors * values @ vectors.T, c, atol=1e-5)
-  assert sorted(tmp_path.iterdir()) == paths
-  kept = moment._replace(spectrum=tuple(kept))
-  for prior in (
-    lambda m: condition.ridge_prior(m, 3.0),
-    lambda m: condition.null_space_prior(m, 10.0, 1.0)[0],
-  ):
-    np.testing.assert_array_equal(prior(kept), prior(moment))
-  assert stats.load_spectrum(paths[0], moment.moment[1]) is None
-  whole = paths[0].read_bytes()
-  for damaged in whole[:-9], whole[:200] + bytes(len(whole) - 200):
-    paths[0].write_bytes(damaged)
-    assert stats.load_spectrum(paths[0], moment.moment[0]) is None
 
 
 def test_a_corpus_is_text(tmp_path):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jedit import condition, values
+from jedit import condition, spectrum, values
 from jedit.conflict import conflict, furthest, pick_smoothing, widen
 from jedit.editors.least_squares import least_squares
 from jedit.models.transformer import Model
@@ -177,10 +177,10 @@ def _memory(moment, ridge, threshold, relative, capacity) -> Memory:
     raise JeditError(f'ridge={ridge}: must be above 0')
   layers, size = moment.moment.shape[:2]
   every, kept = np.empty(moment.moment.shape, np.float32), []
-  found = condition.spectrum(moment)
-  for basis, (spectrum, vectors) in zip(every, found, strict=True):
+  found = spectrum.of(moment)
+  for basis, (sizes, vectors) in zip(every, found, strict=True):
     basis[:] = vectors
-    kept.append(condition.small(spectrum, threshold, relative))
+    kept.append(condition.small(sizes, threshold, relative))
   return Memory(
     every,
     np.array(kept, np.int32),
