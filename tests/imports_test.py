@@ -11,7 +11,7 @@ _RANK = {
   'types': 0, 'files': 0.5, 'probes': 0.4, 'records': 0.5, 'tokens': 0.5,
   'published': 0.7,
   'requests': 1, 'metrics': 1, 'answers': 1, 'references': 1,
-  'updates': 1,
+  'updates': 1, 'spectrum': 1,
   'condition': 2, 'conflict': 2, 'models': 2, 'prompts': 2,
   'sharding': 0.7, 'parts': 0.8,
   'questions': 2.1, 'rows': 2.5, 'suffix': 2.7, 'validate': 2.7, 'walk': 2.8,
