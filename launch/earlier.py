@@ -45,14 +45,15 @@ def find(config: ConfigDict) -> pathlib.Path | None:
   if config.network:
     now['inputs']['network'] = common.file_hash(config.network)
   old, new = (_decisive(c, method.needs_moment(config)) for c in (then, now))
-  wrong = [
-    f'{name} was {old.get(name)!r}, is {new.get(name)!r}'
-    for name in old | new
-    if old.get(name) != new.get(name)
-  ]
-  if wrong:
+  names = [name for name in old | new if old.get(name) != new.get(name)]
+  if 'method' in names:
+    names = ['method']  # the rest follows
+  if names:
+    wrong = '; '.join(
+      f'{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in names
+    )
     raise JeditError(
-      f'config.model={path} is a run with another editor ({"; ".join(wrong)}): '
+      f'config.model={path} is a run with another editor ({wrong}): '
       f'choose the same to go on from it, or {_copy(path)}, of whose facts no '
       'editor knows'
     )
