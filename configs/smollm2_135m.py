@@ -107,6 +107,17 @@ by 0.73 (-0.07 to 1.56). Of a batch 2 to 13 targets are reached.
 
 (2026-11-22).
 
+One fact at a time, 200 facts (its Table 2, of whose methods two were run):
+
+  alphaedit         |  99.5  95.3  70.2  86.2 |  97.5  60.5   4.1  54.0 | 1.10
+  adaedit           |  92.0  82.5  70.2  80.6 |  65.0  37.8   4.9  35.9 | 1.05
+
+  python -m launch.sweep --config.requests=counterfact_full_500.jsonl.gz \\
+    --config.num_edits=200 --config.batch_size=1 --config.checkpoint_every=50 \\
+    --workdir=runs/one --grid=method=adaedit,alphaedit
+
+(2026-11-22, each on one core.)
+
 Causal tracing of 100 facts that the model knows (of 127 of 3,000), a noise
 sample each: the effect of the MLPs in a window of 6 at the last subject token
 is 3.6 to 5.6 percent for the windows around layers 0-3, which hold layer 0,
