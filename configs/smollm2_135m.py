@@ -116,7 +116,7 @@ One fact at a time, 200 facts (its Table 2, of whose methods two were run):
     --config.num_edits=200 --config.batch_size=1 --config.checkpoint_every=50 \\
     --workdir=runs/one --grid=method=adaedit,alphaedit
 
-(2026-11-22, each on one core.)
+(2026-11-22 and 23, each on one core.)
 
 Causal tracing of 100 facts that the model knows (of 127 of 3,000), a noise
 sample each: the effect of the MLPs in a window of 6 at the last subject token

@@ -100,6 +100,9 @@ def state(
     config: of the run that goes on.
     editor: its editor (method.rehearse).
     split: params.
+
+  Raises:
+    JeditError: when the state is damaged, or another editor's.
   """
 
   def start(params):
