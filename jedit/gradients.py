@@ -7,7 +7,7 @@ output. Both factors are given out, unsummed: editors that learn from gradients
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jedit.models import transformer
-from jedit.models.transformer import Model, take
+from jedit.models.transformer import Layout, Model, Trace, take
 from jedit.parts import each_part
 from jedit.rows import Rows, enter, plain
 from jedit.types import EditBatch, Params
@@ -78,34 +78,62 @@ def wanted(rows: Rows, batch: EditBatch) -> Wanted:
   )
 
 
-def logits(
-  model: Model, params: Params, batch: EditBatch
-) -> tuple[jax.Array, Wanted]:
-  """float32 [Q, V] where a token of a target is wanted after a plain prompt."""
+class Task(NamedTuple):
+  """A batch's plain rows at the entrance of the site, and what is scored."""
+
+  x: jax.Array  # [M, D]
+  at: Layout  # of the grid [B, P + S]
+  wanted: Wanted
+
+  @property
+  def request(self) -> jax.Array:
+    """int32 [M], of each token; B if unused."""
+    return self.at.slot // self.at.token.shape[1]
+
+
+def task_of(model: Model, params: Params, batch: EditBatch) -> Task:
+  """The Task of a batch."""
   batch = plain(batch)
   rows = enter(model, params, batch)
-  at = wanted(rows, batch)
-  x, _ = transformer.run(model, params['site'], rows.x, rows.at)
-  x, _ = transformer.run(model, params['above'], x, rows.at)
-  return model.logits(params, take(x, at.token)), at
+  return Task(rows.x, rows.at, wanted(rows, batch))
 
 
-def _nll(scores: jax.Array, at: Wanted, weight: jax.Array) -> jax.Array:
-  """-log p of the targets' tokens [Q], weighed by a number of each request."""
-  nll = optax.softmax_cross_entropy_with_integer_labels(scores, at.label)
-  weight = jnp.broadcast_to(weight, at.length.shape)
-  return nll * take(weight, at.request)
+def logits(
+  model: Model,
+  params: Params,
+  task: Task,
+  value: Callable[..., jax.Array] | None = None,
+  keep: Callable[[Trace], Any] = lambda trace: None,
+) -> tuple[jax.Array, Any]:
+  """(float32 [Q, V] at the tokens that are scored, what was kept of the site).
+
+  Args:
+    model: the network.
+    params: split; what is below the site is not used.
+    task: what to run.
+    value: what stands for model.value within the site.
+    keep: what to collect of each site layer's Trace.
+  """
+  site = model._replace(value=value or model.value)
+  x, kept = transformer.run(site, params['site'], task.x, task.at, keep=keep)
+  x, _ = transformer.run(model, params['above'], x, task.at)
+  return model.logits(params, take(x, task.wanted.token)), kept
 
 
-def mean_nll(scores: jax.Array, at: Wanted, weight: jax.Array) -> jax.Array:
-  """-log p of the targets' tokens, those of a request weighed by [B] or []."""
-  return jnp.sum(_nll(scores, at, weight))
+def _nll(scores: jax.Array, at: Wanted) -> jax.Array:
+  """-log p of the targets' tokens [Q]."""
+  return optax.softmax_cross_entropy_with_integer_labels(scores, at.label)
+
+
+def each_mean(x: Float[Array, ' Q'], at: Wanted) -> jax.Array:
+  """Mean over the target's tokens of each request, [B]."""
+  total = jax.ops.segment_sum(x, at.request, at.length.size)
+  return total / jnp.maximum(at.length, 1)
 
 
 def each_nll(scores: jax.Array, at: Wanted) -> jax.Array:
   """Mean -log p of the target's tokens of each request, [B]."""
-  nll = _nll(scores, at, 1 / jnp.maximum(at.length, 1))
-  return jax.ops.segment_sum(nll, at.request, at.length.size)
+  return each_mean(_nll(scores, at), at)
 
 
 def factors(
@@ -131,12 +159,10 @@ def factors(
 
 def _factors(model, params, share, targets_alone, batch, whole):
   """`factors` of a part of the batch, put together with the others."""
-  batch = plain(batch)
-  rows = enter(model, params, batch)
-  size = rows.x.shape[0]
-  at = wanted(rows, batch)
+  task = task_of(model, params, batch)
+  at, size = task.wanted, task.x.shape[0]
   kept = at.token if targets_alone else jnp.arange(size)
-  real = kept < (size if targets_alone else rows.mask.sum())
+  real = take(task.request < at.length.size, kept)
   weight = share(at.length, whole.sum(at.length.sum()))
 
   def value(layer, mid, key):
@@ -145,16 +171,15 @@ def _factors(model, params, share, targets_alone, batch, whole):
 
   def loss(nudge):
     """As it is with `nudge` [E, M, D], which is zero, added to the outputs."""
-    x, keys = transformer.run(
-      model._replace(value=value),
-      {**params['site'], 'nudge': nudge},
-      rows.x,
-      rows.at,
-      keep=lambda trace: take(trace.key, kept).astype(jnp.float32),
+    scores, keys = logits(
+      model,
+      {**params, 'site': {**params['site'], 'nudge': nudge}},
+      task,
+      value,
+      lambda trace: take(trace.key, kept).astype(jnp.float32),
     )
-    x, _ = transformer.run(model, params['above'], x, rows.at)
-    scores = model.logits(params, take(x, at.token))
-    return mean_nll(scores, at, weight), keys
+    weights = take(jnp.broadcast_to(weight, at.length.shape), at.request)
+    return jnp.sum(weights * _nll(scores, at)), keys
 
   layers, _, width = params['site']['mlp']['down']['kernel'].shape
   zero = jnp.zeros((layers, kept.size, width))

@@ -11,16 +11,17 @@ each matrix's own. U starts at 0, so that u' = u and d' = d.
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jedit import checkpoint, gradients
 from jedit.gradients import Factors, Normaliser
 from jedit.models.transformer import Model
-from jedit.types import EditBatch, JeditError, Params, apply_updates
+from jedit.types import EditBatch, JeditError, Params
 
 DEPTH = 2
 
@@ -66,7 +67,18 @@ def init(
 
 
 def apply(network: Network, got: Factors) -> Float[Array, 'E F D']:
-  """dW; factors are taken as they are while nothing was seen."""
+  """dW of all requests together."""
+  u, d = pieces(network, got)
+  return u.mT @ d
+
+
+def pieces(
+  network: Network, got: Factors
+) -> tuple[Float[Array, 'E M F'], Float[Array, 'E M D']]:
+  """(u', a d') of each token, 0 where it is not real.
+
+  Factors are taken as they are while nothing was seen.
+  """
   x = jnp.concatenate([got.key, got.grad], axis=-1)
   started = network.seen.count[:, None, None] > 0
   x = jnp.where(started, gradients.normalise(network.seen, x), x)
@@ -80,7 +92,7 @@ def apply(network: Network, got: Factors) -> Float[Array, 'E F D']:
   x, _ = jax.lax.scan(block, x, network.params['blocks'])
   x = jnp.where(got.real[..., None], x, 0)
   u, d = jnp.split(x, [got.key.shape[-1]], axis=-1)
-  return network.params['rate'][:, None, None] * (u.mT @ d)
+  return u, network.params['rate'][:, None, None] * d
 
 
 def factors(model: Model, params: Params, batch: EditBatch) -> Factors:
@@ -105,12 +117,33 @@ def as_updates(delta: jax.Array) -> Params:
   return {'site': {'mlp': {'down': {'kernel': delta}}}}
 
 
+def side_by_side(model: Model, own: Bool[Array, 'M T']) -> Callable:
+  """model.value, where every token sees the edit of its own request alone.
+
+    key (W + sum_t u_t d_t) = key W + sum_t (key . u_t) d_t
+
+  Layers hold 'u' [T, F] and 'd' [T, D], too; no dW is ever made.
+
+  Args:
+    model: the network.
+    own: whether a piece is of the token's request.
+  """
+
+  def value(layer, mid, key):
+    inner = jnp.where(own, key.astype(jnp.float32) @ layer['u'].T, 0)
+    more = inner @ layer['d']
+    return model.value(layer, mid, key) + more.astype(mid.dtype)
+
+  return value
+
+
 def objective(
   trained: Params,
   network: Network,
   model: Model,
   params: Params,
   got: Factors,
+  edit: EditBatch,
   rephrased: EditBatch,
   local: EditBatch,
   nll_weight: float = 0.1,
@@ -118,25 +151,36 @@ def objective(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """nll_weight NLL + kl_weight KL(base || edited), and both terms.
 
+  A mean over requests, each edited alone, of means over an answer's tokens.
+
   Args:
     trained: network.params, to differentiate by.
     network: its statistics are used.
     model: the network that is edited.
     params: its params, split at the site.
-    got: factors of the edit, see `factors`.
-    rephrased: the edit's facts in other words; mean over their tokens.
-    local: prompts whose answers must stay; mean over the answers' tokens.
+    got: factors of `edit`, see `factors`.
+    edit: requests, in one part.
+    rephrased: the same facts in other words.
+    local: prompts whose answers must stay, one for each.
+    nll_weight: of how unlikely the answer is in other words.
+    kl_weight: of what the edit does to the others.
   """
-  network = network._replace(params=trained)
-  edited = apply_updates(params, as_updates(apply(network, got)))
-  mean = lambda at: 1 / jnp.maximum(at.length.sum(), 1)
-  scores, at = gradients.logits(model, edited, rephrased)
-  nll = gradients.mean_nll(scores, at, mean(at))
-  before, _ = gradients.logits(model, params, local)
-  after, at = gradients.logits(model, edited, local)
-  before, after = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
+  u, d = pieces(network._replace(params=trained), got)
+  moved = {**params, 'site': {**params['site'], 'u': u, 'd': d}}
+  # Of this task nothing but the layout is computed.
+  piece = gradients.task_of(model, params, edit).request
+
+  def edited(task):
+    value = side_by_side(model, task.request[:, None] == piece)
+    return gradients.logits(model, moved, task, value)[0]
+
+  task = gradients.task_of(model, params, rephrased)
+  nll = gradients.each_nll(edited(task), task.wanted).mean()
+  task = gradients.task_of(model, params, local)
+  before = jax.nn.log_softmax(gradients.logits(model, params, task)[0])
+  after = jax.nn.log_softmax(edited(task))
   kl = jnp.sum(jnp.exp(before) * (before - after), axis=-1)
-  kl = jnp.sum(jnp.where(at.request < at.length.size, kl, 0)) * mean(at)
+  kl = gradients.each_mean(kl, task.wanted).mean()
   return nll_weight * nll + kl_weight * kl, (nll, kl)
 
 

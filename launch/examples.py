@@ -1,5 +1,7 @@
 """What MEND is trained on: records of edits, other words and what must stay."""
 
+import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit import files, prompts
+from jedit.prompts import round_up
 from jedit.records import Request
 from jedit.types import EditBatch, JeditError
 
@@ -56,12 +59,36 @@ def divide(examples: Examples, held_out: int) -> tuple[Examples, Examples]:
   return part(None, cut), part(cut, None)
 
 
-def at(examples: Examples, index: int) -> Examples:
-  """One example."""
-  return jax.tree.map(lambda a: jnp.asarray(a[index]), examples)
+def order(seed: int, count: int, updates: int, size: int) -> np.ndarray:
+  """Examples of each update, [updates, size]: epochs, each shuffled anew."""
+  epochs = range(-(-updates * size // count))
+  shuffle = lambda e: np.random.default_rng([seed, e]).permutation(count)
+  epochs = np.concatenate([shuffle(e) for e in epochs])
+  return epochs[: updates * size].reshape(updates, size)
 
 
-def choose(seed: int, cursor: int, count: int) -> int:
-  """The example of a step: all of them, shuffled anew in each epoch."""
-  epoch, place = divmod(cursor, count)
-  return int(np.random.default_rng([seed, epoch]).permutation(count)[place])
+def with_room(examples: Examples, groups: Iterable[np.ndarray]) -> Examples:
+  """The examples, with a budget that is enough for each group of them."""
+
+  def one(batch: EditBatch) -> EditBatch:
+    tokens = (batch.head_len + batch.tail_len)[:, 0, 0]
+    scored = (batch.label[:, 0, 0] >= 0).sum(-1)
+    most = lambda n: round_up(max(int(n[group].sum()) for group in groups), 16)
+    # Of plain rows alone: whole ones, there is no other.
+    return dataclasses.replace(batch, budget=(0, 0, most(tokens), most(scored)))
+
+  groups = list(groups)
+  return Examples(*map(one, examples))
+
+
+def at(examples: Examples, group: np.ndarray) -> Examples:
+  """A group of examples: batches of as many requests."""
+  first = lambda a: jnp.asarray(a[0])
+
+  def one(batch: EditBatch) -> EditBatch:
+    taken = jax.tree.map(lambda a: jnp.asarray(a[group][:, 0]), batch)
+    return dataclasses.replace(
+      taken, prefix=first(batch.prefix), prefix_len=first(batch.prefix_len)
+    )
+
+  return Examples(*map(one, examples))

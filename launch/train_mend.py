@@ -5,9 +5,9 @@
   python -m launch.edit --config=configs/smollm2_135m.py:mend \\
     --config.network=runs/mend
 
-A record has src, alt, rephrase, loc and loc_ans, as MEND publishes zsRE. Each
-step edits one; ten make an update of Adam. The same --workdir goes on where a
-killed run left off; more --steps go on from a finished one.
+A record has src, alt, rephrase, loc and loc_ans, as MEND publishes zsRE. A step
+updates the network by a --batch of edits, each made alone. The same --workdir
+goes on where a killed run left off; more --steps go on from a finished one.
 """
 
 from absl import flags
@@ -17,8 +17,9 @@ from launch import common, training
 _CONFIG = common.config_flag()
 _TRAIN = flags.DEFINE_string('train', '', 'Records to train on.')
 _HOME = common.workdir_flag()
-_STEPS = flags.DEFINE_integer('steps', 10_000, 'Edits.')
-_EVERY = flags.DEFINE_integer('save_every', 500, 'Steps; then it is validated.')
+_STEPS = flags.DEFINE_integer('steps', 1000, 'Updates of the network.')
+_BATCH = flags.DEFINE_integer('batch', 10, 'Edits of a step.')
+_EVERY = flags.DEFINE_integer('save_every', 100, 'Steps; then it is validated.')
 _HELD = flags.DEFINE_integer('held_out', 50, 'Records to validate on.')
 _RANK = flags.DEFINE_integer('rank', 1920, 'Of the network.')
 _LR = flags.DEFINE_float('lr', 1e-6, "Adam's, of the network.")
@@ -30,8 +31,8 @@ _SANE = flags.DEFINE_float('sane', 100.0, 'Largest perplexity of the base.')
 def main(_):
   config = _CONFIG.value
   settings = {
-    'held_out': _HELD.value, 'rank': _RANK.value, 'lr': _LR.value,
-    'rate': _RATE.value, 'rate_lr': _RATE_LR.value,
+    'batch': _BATCH.value, 'held_out': _HELD.value, 'rank': _RANK.value,
+    'lr': _LR.value, 'rate': _RATE.value, 'rate_lr': _RATE_LR.value,
   }  # fmt: skip
   training.run(
     config, _TRAIN.value, _HOME.value, _STEPS.value, _EVERY.value,

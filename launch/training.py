@@ -28,40 +28,36 @@ class Carry(NamedTuple):
   cursor: jax.Array
 
 
-def means(terms: Sequence[Sequence[jax.Array]]) -> dict:
-  """{'loss', 'nll', 'kl'} of some steps."""
-  each = np.mean(jax.device_get(terms), axis=0).tolist()
+def means(terms: Sequence[Sequence[jax.Array]], sizes=None) -> dict:
+  """{'loss', 'nll', 'kl'} of batches, of as many examples each or `sizes`."""
+  each = np.average(jax.device_get(terms), axis=0, weights=sizes).tolist()
   return dict(zip(('loss', 'nll', 'kl'), each, strict=True))
 
 
 def optimiser(
-  lr: float = 1e-6, rate_lr: float = 1e-4, accumulate: int = 10
+  lr: float = 1e-6, rate_lr: float = 1e-4
 ) -> optax.GradientTransformation:
   """Adam with a rate of its own for the edit rates; clipped at 100."""
   each = optax.partition(
     {'blocks': optax.adam(lr), 'rate': optax.adam(rate_lr)},
     {'blocks': 'blocks', 'rate': 'rate'},
   )
-  inner = optax.chain(optax.clip_by_global_norm(100.0), each)
-  return optax.MultiSteps(inner, accumulate)
+  return optax.chain(optax.clip_by_global_norm(100.0), each)
 
 
 def stepper(model: Model, tx: optax.GradientTransformation) -> Callable:
-  """step(params, carry, example) -> (carry, (loss, NLL, KL), gradients' norms).
+  """step(params, carry, examples) -> (carry, (loss, NLL, KL), their gradients).
 
-  The carry is donated.
+  Of the gradients the norm of each leaf. The carry is donated.
   """
 
   @functools.partial(jax.jit, donate_argnums=1)
-  def step(params, carry, example):
-    got = hypernetwork.factors(model, params, example.edit)
+  def step(params, carry, examples):
+    got = hypernetwork.factors(model, params, examples.edit)
     network = hypernetwork.observe(carry.network, got)
     (total, terms), grads = jax.value_and_grad(
       hypernetwork.objective, has_aux=True
-    )(
-      network.params, network, model, params, got,
-      example.rephrased, example.local,
-    )  # fmt: skip
+    )(network.params, network, model, params, got, *examples)
     updates, state = tx.update(grads, carry.optimiser, network.params)
     network = network._replace(
       params=optax.apply_updates(network.params, updates)
@@ -74,15 +70,14 @@ def stepper(model: Model, tx: optax.GradientTransformation) -> Callable:
 
 
 def judge(model: Model) -> Callable:
-  """score(params, network, example) -> (loss, NLL, KL), nothing learned."""
+  """score(params, network, examples) -> (loss, NLL, KL), nothing learned."""
 
   @jax.jit
-  def score(params, network, example):
-    got = hypernetwork.factors(model, params, example.edit)
+  def score(params, network, examples):
+    got = hypernetwork.factors(model, params, examples.edit)
     total, terms = hypernetwork.objective(
-      network.params, network, model, params, got,
-      example.rephrased, example.local,
-    )  # fmt: skip
+      network.params, network, model, params, got, *examples
+    )
     return total, *terms
 
   return score
@@ -144,7 +139,13 @@ def run(config, train, workdir, steps, save_every, sane, **settings) -> None:
     ),
     settings['held_out'],
   )
-  count, params = len(shown.edit.valid), jedit.split(params, lo, hi)
+  params = jedit.split(params, lo, hi)
+  count, size = len(shown.edit.valid), settings['batch']
+  groups = examples.order(config.seed, count, steps, size)
+  shown = examples.with_room(shown, groups)
+  tests = np.arange(settings['held_out'])
+  tests = [tests[i : i + size] for i in range(0, len(tests), size)]
+  held = examples.with_room(held, tests)
   tx = optimiser(settings['lr'], settings['rate_lr'])
   network = hypernetwork.init(
     jax.random.key(config.seed),
@@ -159,27 +160,25 @@ def run(config, train, workdir, steps, save_every, sane, **settings) -> None:
   cursor = int(carry.cursor)
   common.say(
     f'{config.model}: perplexity {base:.1f}; layers {lo}-{hi}, {count} '
-    f'examples, steps {cursor} to {steps}; run folder {home}'
+    f'examples, steps {cursor} to {steps} of {size} edits; run folder {home}'
   )
   step, score = stepper(model, tx), judge(model)
-  example = lambda n: examples.at(shown, examples.choose(config.seed, n, count))
   copy = jax.tree.map(jnp.copy, carry)
-  _, _, norms = step(params, copy, example(cursor))
+  _, _, norms = step(params, copy, examples.at(shown, groups[0]))
   started = bool(carry.network.params['blocks']['u'].any())
   check_gradients(jax.device_get(norms), started)
 
   def validate():
-    which = range(len(held.edit.valid))
-    ask = lambda i: score(params, carry.network, examples.at(held, i))
-    return means([ask(i) for i in which])
+    ask = lambda group: score(params, carry.network, examples.at(held, group))
+    return means([ask(group) for group in tests], [len(g) for g in tests])
 
   log, recent, began = folder.Log(home, cursor), [], time.perf_counter()
   if not log.lines:
     log.add(cursor=0, held_out=validate(), base_perplexity=base)
-  with common.bar(steps, 'training', 'edit') as progress:
+  with common.bar(steps, 'training', 'step') as progress:
     progress.update(cursor)
     while cursor < steps:
-      carry, terms, _ = step(params, carry, example(cursor))
+      carry, terms, _ = step(params, carry, examples.at(shown, groups[cursor]))
       recent.append(terms)
       cursor += 1
       progress.update(1)

@@ -168,7 +168,7 @@ def test_mend_is_trained_and_edits(make, run, tmp_path):
       print(json.dumps(record), file=f)
   work, settings = (
     tmp_path / 'mend',
-    dict(held_out=1, rank=4, lr=1e-3, rate=-1e-3, rate_lr=1e-3),
+    dict(batch=2, held_out=3, rank=4, lr=1e-3, rate=-1e-3, rate_lr=1e-3),
   )
   train = lambda sane: training.run(
     make('mend'), str(records), work, 2, 2, sane, **settings

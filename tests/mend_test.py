@@ -75,22 +75,23 @@ def equals_plain_loops(tolerance):
 def trainer():
   """(step, measure, params, Examples [N], a fresh Carry).
 
-  measure(params, network, example) -> dW, loss, (NLL, KL).
+  measure(params, network, examples) -> dW, loss, (NLL, KL).
   """
   model, params = tiny.model()
-  tx = training.optimiser(lr=1e-3, rate_lr=1e-3, accumulate=2)
+  tx = training.optimiser(lr=1e-3, rate_lr=1e-3)
   stack = lambda seed: tiny.stack(
     [tiny.batch(1, 1, seed=seed + n, hard=()) for n in range(3)]
   )
   data = examples.Examples(stack(0), stack(0), stack(10))
+  data = examples.with_room(data, [np.arange(3)])
   start = network(rate=-1e-3)
   carry = training.Carry(start, tx.init(start.params), jnp.zeros((), jnp.int32))
 
   @jax.jit
-  def measure(params, net, one):
-    got = hypernetwork.factors(model, params, one.edit)
+  def measure(params, net, some):
+    got = hypernetwork.factors(model, params, some.edit)
     return hypernetwork.apply(net, got), *hypernetwork.objective(
-      net.params, net, model, params, got, one.rephrased, one.local
+      net.params, net, model, params, got, *some
     )
 
   step = training.stepper(model, tx)
@@ -102,15 +103,19 @@ def train(carry, steps):
   step, _, params, data, _ = trainer()
   carry, out = jax.tree.map(jnp.copy, carry), []
   for _ in range(steps):
-    index = examples.choose(0, int(carry.cursor), 3)
-    carry, *rest = step(params, carry, examples.at(data, index))
+    group = examples.order(0, 3, int(carry.cursor) + 1, 2)[-1]
+    carry, *rest = step(params, carry, examples.at(data, group))
     out.append(jax.device_get(rest))
   return carry, [terms for terms, _ in out], [norms for _, norms in out]
 
 
 @functools.cache
 def trained():
-  return train(trainer()[4], 40)
+  return train(trainer()[4], 20)
+
+
+def one(data, i):
+  return examples.at(data, np.array([i]))
 
 
 def test_training_lowers_the_loss():
@@ -118,7 +123,7 @@ def test_training_lowers_the_loss():
   carry = trained()[0]
 
   def mean(net):
-    each = [measure(params, net, examples.at(data, i)) for i in range(3)]
+    each = [measure(params, net, one(data, i)) for i in range(3)]
     return training.means([(loss, *terms) for _, loss, terms in each])
 
   statistics = start.network._replace(seen=carry.network.seen)
@@ -128,12 +133,28 @@ def test_training_lowers_the_loss():
   assert after['loss'] == pytest.approx(0.1 * after['nll'] + after['kl'])
 
 
+def test_edits_side_by_side_are_each_alone():
+  _, measure, params, data, _ = trainer()
+  net = trained()[0].network
+  group = np.array([2, 0, 1])
+  delta, *terms = measure(params, net, examples.at(data, group))
+  alone = [measure(params, net, one(data, i)) for i in group]
+  for n, term in enumerate(terms, 1):
+    mean = np.mean([a[n] for a in alone], axis=0)
+    np.testing.assert_allclose(term, mean, rtol=1e-4)
+  np.testing.assert_allclose(
+    delta, sum(a[0] for a in alone), atol=1e-5 * np.abs(delta).max()
+  )
+  apart = [float(a[2][0]) for a in alone]
+  assert max(apart) > 1.01 * min(apart)
+
+
 def test_the_objective_equals_plain_forward_passes():
   _, measure, params, data, _ = trainer()
   model, _ = tiny.model()
   net = trained()[0].network
-  one = examples.at(data, 1)
-  delta, _, terms = measure(params, net, one)
+  example = one(data, 1)
+  delta, _, terms = measure(params, net, example)
   edited = apply_updates(params, hypernetwork.as_updates(delta))
 
   def plain(params, batch):
@@ -143,11 +164,11 @@ def test_the_objective_equals_plain_forward_passes():
 
   log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
   rows = lambda batch: np.flatnonzero(tiny.whole_rows(batch)[2][0, 0] >= 0)
-  batch = jax.tree.map(np.asarray, one.rephrased)
+  batch = jax.tree.map(np.asarray, example.rephrased)
   label = tiny.whole_rows(batch)[2][0, 0]
   at = rows(batch)
   nll = -log(plain(edited, batch))[at, label[at]].mean()
-  batch = jax.tree.map(np.asarray, one.local)
+  batch = jax.tree.map(np.asarray, example.local)
   at = rows(batch)
   before, after = (log(plain(p, batch))[at] for p in (params, edited))
   kl = (np.exp(before) * (before - after)).sum(-1).mean()
@@ -187,8 +208,18 @@ def test_a_network_comes_back_from_its_folder(tmp_path):
 
 
 def test_every_example_comes_once_an_epoch():
-  epochs = [
-    [examples.choose(1, e * 9 + i, 9) for i in range(9)] for e in (0, 1)
-  ]
+  order = examples.order(1, 9, 6, 3)
+  epochs = order.reshape(2, 9).tolist()
   assert epochs[0] != epochs[1]
   assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(9))
+  np.testing.assert_array_equal(examples.order(1, 9, 4, 3), order[:4])
+  assert examples.order(1, 9, 5, 2).shape == (5, 2)  # an epoch ends within
+
+
+def test_there_is_room_for_every_group():
+  data = trainer()[3]
+  for batch in data:
+    tokens = (batch.head_len + batch.tail_len)[:, 0, 0]
+    assert tokens.sum() <= batch.budget[2] < tokens.sum() + 16
+  few = examples.with_room(data, [np.array([0]), np.array([1, 2])])
+  assert few.edit.budget[2] <= data.edit.budget[2]

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jedit.gradients import Wanted, each_nll, wanted
+from jedit.gradients import Task, each_nll, logits, task_of
 from jedit.models import transformer
-from jedit.models.transformer import Layout, Model, take
+from jedit.models.transformer import Model, take
 from jedit.parts import Whole, each_part
-from jedit.rows import enter, plain
 from jedit.types import (
   EditBatch,
   Editor,
@@ -46,27 +45,15 @@ class DescentState(NamedTuple):
   report: EditReport
 
 
-class Task(NamedTuple):
-  """The plain rows at the entrance of the site, and what is scored."""
-
-  x: jax.Array  # [M, D]
-  at: Layout  # of the grid [B, P + S]
-  wanted: Wanted
-
-
-def task_of(model: Model, params: Params, batch: EditBatch, loss: str) -> Task:
-  """The Task of a batch; `loss` as in descent."""
-  batch = plain(batch)
-  rows = enter(model, params, batch)
-  want = wanted(rows, batch)
-  if loss == 'prompt_last':
-    first = jnp.argmax(batch.label[:, 0] >= 0, axis=1, keepdims=True)
-    token = rows.at.token[:, batch.head.shape[-1] :]
-    token = jnp.take_along_axis(token, first, axis=1)[:, 0]
-    here = want.request < first.size
-    token = jnp.where(here, take(token, want.request), rows.x.shape[0])
-    want = want._replace(token=token)
-  return Task(rows.x, rows.at, want)
+def at_prompts(task: Task, batch: EditBatch) -> Task:
+  """The Task with every target token scored where its prompt ends."""
+  first = jnp.argmax(batch.label[:, 0] >= 0, axis=1, keepdims=True)
+  token = task.at.token[:, batch.head.shape[-1] :]
+  token = jnp.take_along_axis(token, first, axis=1)[:, 0]
+  want = task.wanted
+  here = want.request < first.size
+  token = jnp.where(here, take(token, want.request), task.x.shape[0])
+  return task._replace(wanted=want._replace(token=token))
 
 
 def at_kernel(x: jax.Array) -> Params:
@@ -81,7 +68,7 @@ def keys(
   site = apply_updates(params['site'], at_kernel(delta))
   keep = lambda trace: trace.key.astype(jnp.float32)
   _, out = transformer.run(model, site, task.x, task.at, keep=keep)
-  return out * (task.at.slot < task.at.token.size)[:, None]
+  return out * (task.request < task.wanted.length.size)[:, None]
 
 
 def onto(basis: Float[Array, 'E F r']) -> optax.GradientTransformation:
@@ -143,16 +130,15 @@ def descent(
 
   def losses(delta, params, task: Task, facts):
     """(loss / facts, loss of each request [b]), the kernels moved by delta."""
-    site = apply_updates(params['site'], at_kernel(delta))
-    x, _ = transformer.run(model, site, task.x, task.at)
-    x, _ = transformer.run(model, params['above'], x, task.at)
-    logits = model.logits(params, take(x, task.wanted.token))
-    each = each_nll(logits, task.wanted)
+    moved = apply_updates(params, {'site': at_kernel(delta)})
+    each = each_nll(logits(model, moved, task)[0], task.wanted)
     return each.sum() / jnp.maximum(facts, 1), each
 
   def descend(params, memory, batch: EditBatch, whole: Whole):
     """(dW, keys there or None, EditReport)."""
-    task = task_of(model, params, batch, loss)
+    task = task_of(model, params, batch)
+    if loss == 'prompt_last':
+      task = at_prompts(task, batch)
     step_of = optimiser(memory)
     facts = whole.sum(batch.valid.sum())
     delta = jnp.zeros_like(params['site']['mlp']['down']['kernel'])
