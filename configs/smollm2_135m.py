@@ -154,6 +154,9 @@ def get_config(method='alphaedit'):
       'products': 'bfloat16',
     },
     methods={
+      'fine_tune': {'products': 'bfloat16'},
+      'null_space': {'products': 'bfloat16'},
+      'kde': {'products': 'bfloat16'},
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'alphaedit_plus': {'gain': 4e-4},
       'memit': {'weight': 1000.0},

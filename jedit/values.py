@@ -16,7 +16,7 @@ smaller stage.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,13 @@ def safe_norm(x: Float[Array, '*B D']) -> Float[Array, '*B']:
   return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
+def rounding(products: str) -> Callable[[Params], Params]:
+  """What rounds the factors of products above the site: see narrowed."""
+  if products not in ('float32', 'bfloat16'):
+    raise JeditError(f'products={products!r}: float32 or bfloat16')
+  return narrowed if products == 'bfloat16' else lambda params: params
+
+
 def narrowed(params: Params) -> Params:
   """Split params, with float32 kernels above the site and the head rounded.
 
@@ -89,7 +96,7 @@ def optimiser(
   point: Point = 'block',
   anchor_norm: bool = False,
   stages: tuple[float, ...] = (1.0, 0.5, 0.2),
-  products: Literal['float32', 'bfloat16'] = 'float32',
+  products: str = 'float32',
 ) -> Optimise:
   """The value engine with these settings.
 
@@ -115,9 +122,9 @@ def optimiser(
       any edit (NAS); under BLUE, that its one layer had. Read off the abstract:
       the paper was not at hand.
     stages: shares of the batch to which the work is cut down; exact.
-    products: to what the factors of products with float32 weights above the
-      site are rounded; sums and all else stay float32. bfloat16 takes half the
-      time where the hardware has it.
+    products: float32 or bfloat16, to which the factors of products with float32
+      weights above the site are rounded; sums and all else stay float32.
+      bfloat16 takes half the time where the hardware has it.
 
   References:
     Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, section 4.2.
@@ -125,8 +132,7 @@ def optimiser(
   """
   if point not in POINTS:
     raise JeditError(f'point={point!r}: choose one of {", ".join(POINTS)}')
-  if products not in ('float32', 'bfloat16'):
-    raise JeditError(f'products={products!r}: float32 or bfloat16')
+  rounded = rounding(products)
   if steps < 1 or not stages or stages[0] != 1:
     raise JeditError(
       f'steps={steps}, stages={stages}: at least one step, and the first stage '
@@ -158,7 +164,7 @@ def optimiser(
 
   def run(params: Params, rows: Rows, batch: EditBatch, before: Any) -> Targets:
     count, per, long = batch.tail.shape
-    params = narrowed(params) if products == 'bfloat16' else params
+    params = rounded(params)
     tails, past, lookup = enter_above(model, params, rows, batch, point)
     wide = batch.head.shape[-1]
     positions = rows.positions[:, wide:].reshape(count, per, long)

@@ -34,7 +34,7 @@ def weights_of(params: Params) -> float:
 
 
 def product_rate(rounded: bool, size: int = 1024) -> float:
-  """Operations a second of the value engine's products."""
+  """Operations a second of the products above the site."""
   x = jnp.ones((size, size))
   kernel = layers.narrow(x) if rounded else x
   multiply = jax.jit(layers.product)
@@ -45,6 +45,12 @@ def product_rate(rounded: bool, size: int = 1024) -> float:
   return 5 * 2 * size**3 / (time.perf_counter() - start)
 
 
+def _rounded(config: ConfigDict) -> bool:
+  """Whether the factors of products above the site are rounded."""
+  here = config.optimiser or config.editor
+  return here.get('products') == 'bfloat16'
+
+
 def check(
   config: ConfigDict, model: Model, params: Params, batches: EditBatch
 ) -> None:
@@ -52,8 +58,7 @@ def check(
   c, devices, weights = model.config, sharding.count(), weights_of(params)
   size = params['layers']['mlp']['up']['kernel'].dtype.itemsize
   held = plan(config, c, size, batches, weights)
-  rounded = config.optimiser.get('products') == 'bfloat16'
-  rate = 0.6 * product_rate(rounded) * devices
+  rate = 0.6 * product_rate(_rounded(config)) * devices
   seconds = operations(config, c, batches) * batches.valid.shape[0] / rate
   listed = ', '.join(f'{k} {v / 2**30:.2f}' for k, v in held.items())
   rest = f'({listed}); editing takes at most about {seconds:.0f} s'
@@ -181,8 +186,7 @@ def plan(
   logits = 3 * 4 * read * c.vocab_size / split
   used = s.deep * layer_entries(c) + c.width * c.vocab_size
   copies = 4 * used / split if widened else 0
-  rounded = config.optimiser.get('products') == 'bfloat16'
-  copies += 2 * used / split if rounded else 0
+  copies += 2 * used / split if _rounded(config) else 0
   name, cached = 'descent', 0
   if config.optimiser:
     name = 'values'

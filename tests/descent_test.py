@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jedit import checkpoint, fine_tune, kde
+from jedit import checkpoint, fine_tune, gradients, kde
 from jedit.editors import descent
 from jedit.editors.directions import Directions
 from jedit.models import transformer
@@ -113,6 +113,22 @@ def test_fine_tune(n):
   edited = apply_updates(params, updates)
   again, state = editors_test.step('fine_tune')(batch, state, edited)
   assert not kernel(again).any() and int(state.report.steps) == 0
+
+
+def test_rounded_products_move_little():
+  model, params = tiny.model()
+  params, batch = tiny.split(params), tiny.batch(4, seed=3)
+
+  def change(products):
+    editor = fine_tune(model, lr=_LR, steps=2, products=products)
+    updates, state = jax.jit(editor.update)(batch, editor.init(params), params)
+    return kernel(updates), state.report.loss
+
+  (exact, loss), (rounded, near) = map(change, ('float32', 'bfloat16'))
+  assert loss != near
+  np.testing.assert_allclose(near, loss, rtol=5e-3)
+  # Adam's first steps are signs: few entries take the other one.
+  assert (np.sign(exact) == np.sign(rounded)).mean() > 0.97
 
 
 def test_where_the_prompt_ends_and_within_a_limit():
@@ -232,7 +248,7 @@ def test_keys_of_a_model_with_biases():
   delta = jnp.asarray(0.1 * kernel(params))
 
   def run(params, batch):
-    task = descent.task_of(model, params, batch, 'target')
+    task = gradients.task_of(model, params, batch)
     return descent.keys(model, params, task, delta)
 
   got = np.asarray(jax.jit(run)(params, batch))
@@ -245,6 +261,8 @@ def test_keys_of_a_model_with_biases():
 
 @pytest.mark.parametrize('make, words', [
   (lambda model: fine_tune(model, loss='first'), "loss='first': target or"),
+  (lambda model: fine_tune(model, products='half'), "products='half': float32"),
+  (lambda model: kde(model, products='half'), "products='half': float32"),
   (lambda model: kde(model, energy=0.0), 'energy=0.0: above 0'),
   (lambda model: kde(model, capacity=0), 'capacity=0: at least 1'),
 ])  # fmt: skip

@@ -27,6 +27,7 @@ from jedit.types import (
   Params,
   apply_updates,
 )
+from jedit.values import rounding
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -96,6 +97,7 @@ def descent(
   stop: float,
   limit: float = 0.0,
   loss: str = 'target',
+  products: str = 'float32',
   start: Callable[[Params], Any] = lambda params: (),
   learn: Callable[[Any, jax.Array], Any] | None = None,
 ) -> Editor:
@@ -109,6 +111,8 @@ def descent(
     limit: largest change of an entry within a batch; 0 is no limit.
     loss: "target" scores every target token after the ones before it;
       "prompt_last" all of them where the prompt ends.
+    products: to what the factors of products above the site are rounded (as
+      the value engine does it).
     start: params -> memory before the first batch.
     learn: (memory, keys) -> memory after a batch, given the `keys` [E, M, F]
       of all its tokens at the edited weights.
@@ -122,6 +126,7 @@ def descent(
 
   if loss not in ('target', 'prompt_last'):
     raise JeditError(f'loss={loss!r}: target or prompt_last')
+  rounded = rounding(products)
 
   def init(params):
     zero = jnp.zeros((), jnp.int32)
@@ -139,6 +144,7 @@ def descent(
     task = task_of(model, params, batch)
     if loss == 'prompt_last':
       task = at_prompts(task, batch)
+    params = rounded(params)
     step_of = optimiser(memory)
     facts = whole.sum(batch.valid.sum())
     delta = jnp.zeros_like(params['site']['mlp']['down']['kernel'])

@@ -25,6 +25,7 @@ def fine_tune(
   stop: float = 0.01,
   limit: float = 0.0,
   loss: str = 'target',
+  products: str = 'float32',
 ) -> Editor:
   """Fine-tuning as an optax transformation of EditBatches.
 
@@ -37,6 +38,7 @@ def fine_tune(
       what it was before the batch; 0 is no limit.
     loss: "target" scores every target token after the ones before it;
       "prompt_last" all of them where the prompt ends.
+    products: of the descent, see values.optimiser.
 
   References:
     Zhu et al., Modifying Memories in Transformer Models, 2020 (FT-L).
@@ -50,4 +52,5 @@ def fine_tune(
     stop=stop,
     limit=limit,
     loss=loss,
+    products=products,
   )

@@ -34,6 +34,7 @@ def kde(
   stop: float = 0.01,
   energy: float = 0.95,
   capacity: int = 512,
+  products: str = 'float32',
 ) -> Editor:
   """KDE as an optax transformation of EditBatches.
 
@@ -46,6 +47,7 @@ def kde(
     energy: share of the squared norm of a batch's keys that the cache is to
       explain, at each layer.
     capacity: most directions a layer.
+    products: of the descent, see values.optimiser.
   """
   if not 0 < energy <= 1 or capacity < 1:
     raise JeditError(
@@ -64,5 +66,11 @@ def kde(
     return optax.chain(aside, optax.adam(rate), aside)
 
   return descent(
-    model, optimiser, steps=steps + settle, stop=stop, start=start, learn=learn
+    model,
+    optimiser,
+    steps=steps + settle,
+    stop=stop,
+    products=products,
+    start=start,
+    learn=learn,
   )
