@@ -271,15 +271,34 @@ def _pack(rows, prefixes, places, size: tuple[int, int]) -> EditBatch:
         tail[at][: len(rest)], tail_len[at] = rest, len(rest)
         if target:
           label[at][len(rest) - len(target) : len(rest)] = target
-  parts = size[0]
-  plain = np.where(valid, head_len[:, :, 0] + 1, 0)
-  needs = (head_len, 64), (tail_len, 64), (plain, 64), (label >= 0, 32)
-
-  def room(counts, step):
-    most = int(counts.reshape(len(rows) * parts, -1).sum(1).max())
-    return parts * round_up(most, max(step // parts, 16))
-
-  budget = tuple(room(*need) for need in needs)
   every = lambda a: np.broadcast_to(a, (len(rows), *a.shape))
-  rest = head, head_len, tail, tail_len, label, valid, budget
-  return EditBatch(every(prefix), every(prefix_len), *rest, parts=parts)
+  rest = head, head_len, tail, tail_len, label, valid, (0, 0, 0, 0)
+  out = EditBatch(every(prefix), every(prefix_len), *rest, parts=size[0])
+  return with_room(out, room(out))
+
+
+def room(batches: EditBatch) -> tuple[int, ...]:
+  """The budget that is enough for each of batches [N, ...], and no more.
+
+  Then that of their validation rows, if there are any. Each number is a
+  multiple of 16 for every part.
+  """
+  plain = np.where(batches.valid, batches.head_len[:, :, 0] + 1, 0)
+  scored = batches.label >= 0
+  cut = len(plain) * batches.parts
+
+  def enough(counts):
+    most = int(counts.reshape(cut, -1).sum(1).max())
+    return batches.parts * round_up(most, 16)
+
+  counted = batches.head_len, batches.tail_len, plain, scored
+  own, held = tuple(map(enough, counted)), batches.validation
+  return own if held is None else own + room(held)
+
+
+def with_room(batches: EditBatch, size: tuple[int, ...]) -> EditBatch:
+  """The same batches with a budget as `room` gives it."""
+  held = batches.validation
+  if held is not None:
+    held = with_room(held, size[4:])
+  return dataclasses.replace(batches, budget=size[:4], validation=held)

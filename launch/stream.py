@@ -5,6 +5,7 @@ was killed goes on from the last one, bit for bit.
 """
 
 import functools
+import itertools
 import math
 import pathlib
 import time
@@ -17,13 +18,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, evaluate, parts, sharding
+from jedit import checkpoint, evaluate, parts, prompts, sharding
 from jedit.models import transformer
 from jedit.models.load import Loaded
 from jedit.types import EditBatch, Editor, JeditError, Params
 from launch import common, devices, preflight
 from launch.folder import Log
 from launch.measure import Counts, Measured, Measurer
+
+_SOME = 8  # batches
 
 
 class Stream(NamedTuple):
@@ -33,6 +36,32 @@ class Stream(NamedTuple):
   state: Any
   compile_seconds: float
   log: list[dict]
+
+
+def rooms(
+  batches: EditBatch, work: Callable[[tuple[int, ...]], float]
+) -> list[tuple[int, ...]]:
+  """The room (prompts.room) of each batch of a stream: of one or two sizes.
+
+  Each size is a program to compile. A second, for the batches that it is enough
+  for, has to save half of a batch's work, and there have to be some batches.
+
+  Args:
+    batches: the whole stream.
+    work: operations of a batch with a room.
+  """
+  one = lambda i: jax.tree.map(lambda a: a[i : i + 1], batches)
+  each = [prompts.room(one(i)) for i in range(len(batches.valid))]
+  widest = lambda a, b: tuple(map(max, a, b))
+  large = functools.reduce(widest, each)
+  if len(each) < _SOME:
+    return [large] * len(each)
+  smaller = itertools.accumulate(sorted(each, key=work), widest)
+  saves = ((n * (work(large) - work(r)), r) for n, r in enumerate(smaller, 1))
+  saved, small = max(saves)
+  if saved < work(large) / 2:
+    small = large
+  return [small if widest(r, small) == small else large for r in each]
 
 
 def chunk(batches: EditBatch, start: int, size: int) -> EditBatch:
@@ -111,9 +140,23 @@ def run(
     donate_argnums=0,
     out_shardings=where,
   )
-  compiled = fn.lower(params, state, chunk(batches, 0, size)).compile()
+  work = lambda room: preflight.operations(
+    config, loaded.model.config, prompts.with_room(batches, room)
+  )
+  room_of, programs = rooms(batches, work), {}
+  sizes = sorted(set(room_of), key=work)
+  scanned = size if len(sizes) == 1 else 1  # batches a call
+  for room in sizes:
+    first = chunk(prompts.with_room(batches, room), 0, scanned)
+    programs[room] = fn.lower(params, state, first).compile()
   compile_seconds = time.perf_counter() - start
-  preflight.confirm(config, compiled)
+  preflight.confirm(config, programs[sizes[-1]])
+  tokens = np.asarray(batches.tail_len).sum()
+  held = sum(room[1] for room in room_of)
+  common.say(
+    f'{len(programs)} compiled in {compile_seconds:.1f} s; '
+    f'{1 - tokens / held:.0%} of the places of tokens are empty'
+  )
   store = folder / 'checkpoint'
   cursor, found = 0, checkpoint.steps(store)
   if devices.agreed(bool(found)):
@@ -133,14 +176,18 @@ def run(
     progress.update(done)
     while cursor < total:
       began = time.perf_counter()
-      params, state, report = compiled(
-        params, state, chunk(batches, cursor, size)
-      )
-      report = sharding.fetch(report)
+      real, reports = min(size, total - cursor), []
+      for start in range(cursor, cursor + real, scanned):
+        room = room_of[start]
+        params, state, report = programs[room](
+          params, state, chunk(prompts.with_room(batches, room), start, scanned)
+        )
+        reports.append(sharding.fetch(report))
       seconds = time.perf_counter() - began
+      # What is behind the real ones only fills a chunk up.
+      join = lambda *a, real=real: np.concatenate(a)[:real]
+      report = jax.tree.map(join, *reports)
       count = int(report.facts.sum())
-      real = min(size, total - cursor)  # the rest only fills the chunk up
-      report = jax.tree.map(lambda a, real=real: a[:real], report)
       cursor, done = cursor + real, done + count
       ratio = np.asarray(_norms(kernel(params)) / base_norms)
       entry = {

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from jedit import checkpoint
+from jedit import checkpoint, prompts
 from jedit.models import load
 from jedit.types import JeditError
 from launch import (
@@ -23,6 +24,7 @@ from launch import (
   measure,
   method,
   report,
+  stream,
   sweep,
   training,
 )
@@ -155,6 +157,51 @@ def test_bad_input(run, tmp_path, fields, words):
   with pytest.raises(JeditError, match=words):
     run(tmp_path / 'w', **fields)
   assert not (tmp_path / 'w' / 'results.json').exists()
+
+
+class _Sizes(NamedTuple):
+  """Batches of which nothing but the room they need is known."""
+
+  valid: np.ndarray
+
+
+def test_batches_have_one_of_two_rooms(monkeypatch):
+  room = lambda batches: (int(batches.valid.max()), 0)
+  monkeypatch.setattr(prompts, 'room', room)
+  of = lambda *needs: [
+    room for room, _ in stream.rooms(_Sizes(np.array(needs)), sum)
+  ]
+  few = [10] + 6 * [2]
+  assert of(*few) == 7 * [10]  # too few for another program
+  assert of(*few, 3) == [10] + 7 * [3]
+  assert of(*few, 9, 1) == [10, *6 * [2], 10, 2]
+  assert of(*8 * [5]) == 8 * [5]
+  assert of(*7 * [97], 100) == 8 * [100]  # would save too little
+
+
+def test_two_rooms_edit_as_one(run, home, tmp_path, monkeypatch, capsys):
+  facts = (home / 'facts.jsonl').read_text()
+  first, rest = facts.split('\n', 1)
+  first = json.loads(first)
+  first['target'] = 'a city of long, long, long names'
+  path = tmp_path / 'facts.jsonl'
+  path.write_text(json.dumps(first) + '\n' + rest)
+
+  kernel = lambda path: load.load(path).params['layers']['mlp']['down'][
+    'kernel'
+  ]
+  edit = lambda name: run(
+    tmp_path / name, 'alphaedit', requests=str(path), batch_size=1,
+    checkpoint_every=3,
+  )  # fmt: skip
+  edit('two')
+  assert '2 compiled in' in capsys.readouterr().out
+  monkeypatch.setattr(stream, '_SOME', 99)
+  edit('one')
+  assert '1 compiled in' in capsys.readouterr().out
+  paths = home / 'model', tmp_path / 'one', tmp_path / 'two'
+  base, one, two = map(kernel, paths)
+  np.testing.assert_allclose(two, one, atol=1e-3 * np.abs(one - base).max())
 
 
 def test_mend_is_trained_and_edits(make, run, tmp_path):
