@@ -107,14 +107,16 @@ by 0.73 (-0.07 to 1.56). Of a batch 2 to 13 targets are reached.
 
 (2026-11-22).
 
-One fact at a time, 200 facts (its Table 2, of whose methods two were run):
+One fact at a time, 200 facts (its Table 2):
 
+  memit_history     | 100.0  95.5  70.1  86.4 |  98.5  62.3   5.1  55.3 | @@
   alphaedit         |  99.5  95.3  70.2  86.2 |  97.5  60.5   4.1  54.0 | 1.10
+  rect              |  98.5  91.8  68.4  84.1 |  78.5  50.5   4.7  44.6 | 1.05
   adaedit           |  92.0  82.5  70.2  80.6 |  65.0  37.8   4.9  35.9 | 1.05
 
   python -m launch.sweep --config.requests=counterfact_full_500.jsonl.gz \\
     --config.num_edits=200 --config.batch_size=1 --config.checkpoint_every=50 \\
-    --workdir=runs/one --grid=method=adaedit,alphaedit
+    --workdir=runs/one --grid=method=adaedit,alphaedit,memit_history,rect,rome
 
 (2026-11-22 and 23, each on one core.)
 

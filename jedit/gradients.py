@@ -44,12 +44,14 @@ class Factors(NamedTuple):
     key: float32 [E, M, F], inputs of the down-projection; zero if unused.
     grad: float32 [E, M, D], of the loss at its output; zero if unused.
     real: bool [#E, M], rows that hold a token.
+    request: int32 [M], whose token it is, within its part of the batch.
     loss: float32 [].
   """
 
   key: jax.Array
   grad: jax.Array
   real: jax.Array
+  request: jax.Array
   loss: jax.Array
 
 
@@ -162,7 +164,8 @@ def _factors(model, params, share, targets_alone, batch, whole):
   task = task_of(model, params, batch)
   at, size = task.wanted, task.x.shape[0]
   kept = at.token if targets_alone else jnp.arange(size)
-  real = take(task.request < at.length.size, kept)
+  request = task.request.at[kept].get(mode='fill', fill_value=at.length.size)
+  real = request < at.length.size
   weight = share(at.length, whole.sum(at.length.sum()))
 
   def value(layer, mid, key):
@@ -187,7 +190,8 @@ def _factors(model, params, share, targets_alone, batch, whole):
   key, grad = (
     whole.gather(jnp.where(real[:, None], a, 0), 1) for a in (key, grad)
   )
-  return Factors(key, grad, whole.gather(real)[None], whole.sum(total))
+  real, request = whole.gather(real)[None], whole.gather(request)
+  return Factors(key, grad, real, request, whole.sum(total))
 
 
 def merge(

@@ -143,7 +143,6 @@ def objective(
   model: Model,
   params: Params,
   got: Factors,
-  edit: EditBatch,
   rephrased: EditBatch,
   local: EditBatch,
   nll_weight: float = 0.1,
@@ -158,8 +157,7 @@ def objective(
     network: its statistics are used.
     model: the network that is edited.
     params: its params, split at the site.
-    got: factors of `edit`, see `factors`.
-    edit: requests, in one part.
+    got: factors of the edits, a batch in one part; see `factors`.
     rephrased: the same facts in other words.
     local: prompts whose answers must stay, one for each.
     nll_weight: of how unlikely the answer is in other words.
@@ -167,11 +165,9 @@ def objective(
   """
   u, d = pieces(network._replace(params=trained), got)
   moved = {**params, 'site': {**params['site'], 'u': u, 'd': d}}
-  # Of this task nothing but the layout is computed.
-  piece = gradients.task_of(model, params, edit).request
 
   def edited(task):
-    value = side_by_side(model, task.request[:, None] == piece)
+    value = side_by_side(model, task.request[:, None] == got.request)
     return gradients.logits(model, moved, task, value)[0]
 
   task = gradients.task_of(model, params, rephrased)

@@ -154,8 +154,8 @@ def run(
   tokens = np.asarray(batches.tail_len).sum()
   held = sum(room[1] for room in room_of)
   common.say(
-    f'{len(programs)} compiled in {compile_seconds:.1f} s; '
-    f'{1 - tokens / held:.0%} of the places of tokens are empty'
+    f'edit step: programs: {len(programs)}; compiled in {compile_seconds:.1f} '
+    f's; {1 - tokens / held:.0%} of the slots for tokens are padding'
   )
   store = folder / 'checkpoint'
   cursor, found = 0, checkpoint.steps(store)

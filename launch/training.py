@@ -57,7 +57,7 @@ def stepper(model: Model, tx: optax.GradientTransformation) -> Callable:
     network = hypernetwork.observe(carry.network, got)
     (total, terms), grads = jax.value_and_grad(
       hypernetwork.objective, has_aux=True
-    )(network.params, network, model, params, got, *examples)
+    )(network.params, network, model, params, got, *examples[1:])
     updates, state = tx.update(grads, carry.optimiser, network.params)
     network = network._replace(
       params=optax.apply_updates(network.params, updates)
@@ -76,7 +76,7 @@ def judge(model: Model) -> Callable:
   def score(params, network, examples):
     got = hypernetwork.factors(model, params, examples.edit)
     total, terms = hypernetwork.objective(
-      network.params, network, model, params, got, *examples
+      network.params, network, model, params, got, *examples[1:]
     )
     return total, *terms
 

@@ -149,7 +149,8 @@ def test_ultraedit_in_float64(monkeypatch, x64):
   for _ in range(3):
     h, g = rng.normal(size=(2, 6, 9)), rng.normal(size=(2, 6, 5))
     past = np.concatenate([past, np.concatenate([h, g], -1)], axis=1)
-    found = map(jnp.asarray, (h, g, np.ones((1, 6), bool), 0.0))
+    real, request = np.ones((1, 6), bool), np.zeros(6, np.int32)
+    found = map(jnp.asarray, (h, g, real, request, 0.0))
     found = gradients.Factors(*found)
     monkeypatch.setattr(gradients, 'factors', lambda *_, found=found: found)
     updates, state = editor.update(tiny.batch(2), state, params)

@@ -195,10 +195,10 @@ def test_two_rooms_edit_as_one(run, home, tmp_path, monkeypatch, capsys):
     checkpoint_every=3,
   )  # fmt: skip
   edit('two')
-  assert '2 compiled in' in capsys.readouterr().out
+  assert 'programs: 2' in capsys.readouterr().out
   monkeypatch.setattr(stream, '_SOME', 99)
   edit('one')
-  assert '1 compiled in' in capsys.readouterr().out
+  assert 'programs: 1' in capsys.readouterr().out
   paths = home / 'model', tmp_path / 'one', tmp_path / 'two'
   base, one, two = map(kernel, paths)
   np.testing.assert_allclose(two, one, atol=1e-3 * np.abs(one - base).max())

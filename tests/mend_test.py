@@ -25,7 +25,8 @@ def random_factors(seed=0, count=7):
   rng = np.random.default_rng(seed)
   draw = lambda size: jnp.asarray(rng.normal(size=(3, count, size)))
   real = jnp.asarray(rng.random((3, count)) < 0.7)
-  return gradients.Factors(draw(64), draw(32), real, jnp.zeros(()))
+  none = jnp.zeros(count, jnp.int32)
+  return gradients.Factors(draw(64), draw(32), real, none, jnp.zeros(()))
 
 
 def test_untrained_it_is_the_gradient_times_the_rate():
@@ -91,7 +92,7 @@ def trainer():
   def measure(params, net, some):
     got = hypernetwork.factors(model, params, some.edit)
     return hypernetwork.apply(net, got), *hypernetwork.objective(
-      net.params, net, model, params, got, *some
+      net.params, net, model, params, got, *some[1:]
     )
 
   step = training.stepper(model, tx)

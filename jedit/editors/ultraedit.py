@@ -61,7 +61,7 @@ def ultraedit(model: Model, *, lr: float = 1e-6) -> Editor:
 
   def update(batch, state, params):
     mean = lambda tokens, total: 1 / jnp.maximum(total, 1)
-    h, g, real, loss = gradients.factors(model, params, batch, mean, True)
+    h, g, real, _, loss = gradients.factors(model, params, batch, mean, True)
     both = jnp.concatenate([h, g], axis=-1)
     seen = gradients.merge(state.normaliser, both, real)
     h_hat, g_hat = jnp.split(
