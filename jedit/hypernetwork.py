@@ -157,7 +157,8 @@ def objective(
     network: its statistics are used.
     model: the network that is edited.
     params: its params, split at the site.
-    got: factors of the edits, a batch in one part; see `factors`.
+    got: factors of the edits, a batch in one part, none of them padding; see
+      `factors`.
     rephrased: the same facts in other words.
     local: prompts whose answers must stay, one for each.
     nll_weight: of how unlikely the answer is in other words.

@@ -283,7 +283,7 @@ def room(batches: EditBatch) -> tuple[int, ...]:
   Then that of their validation rows, if there are any. Each number is a
   multiple of 16 for every part.
   """
-  plain = np.where(batches.valid, batches.head_len[:, :, 0] + 1, 0)
+  plain = (batches.head_len + batches.tail_len)[:, :, 0]
   scored = batches.label >= 0
   cut = len(plain) * batches.parts
 

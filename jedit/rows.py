@@ -34,11 +34,10 @@ class Rows(NamedTuple):
 
 def plain(batch: EditBatch) -> EditBatch:
   """The batch's plain rows (row 0) alone, with room for them alone."""
-  count, per = batch.tail.shape[:2]
-  _, tails, plains, scored = batch.budget
-  tails = min(tails, count * batch.tail.shape[-1])
+  per = batch.tail.shape[1]
+  plains, scored = batch.budget[2:]
   # Every row but the KL row scores the same target.
-  budget = plains, tails, plains, -(-scored // (per - 1))
+  budget = plains, 0, plains, -(-scored // (per - 1))
   first = lambda a: a[:, :1]
   return EditBatch(
     batch.prefix[:1, :1],

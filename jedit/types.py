@@ -51,7 +51,8 @@ class EditBatch:
       where nothing is scored.
     valid: bool [B], False for requests that only fill the batch up.
     budget: static sizes (head, tail, plain, scored) of the packed layouts, at
-      least the number of real tokens of each kind in any batch.
+      least the number of tokens of all heads, all tails and all plain rows, and
+      of scored ones, in a batch that is run with it.
     parts: static; into how many the requests are split over devices, in order,
       each with its share of the budget (parts.each_part).
     validation: None, or rows of the same requests to choose by, that no value

@@ -66,7 +66,8 @@ def _decisive(config: dict, moments: bool) -> dict:
   out = {field: config.get(field) for field in fields}
   for part in 'editor', 'updates':
     for name, value in (out.pop(part) or {}).items():
-      out[f'{part}.{name}'] = value
+      if name != 'products':  # nothing that an editor remembers
+        out[f'{part}.{name}'] = value
   anchor = config.get('optimiser', {}).get('anchor_norm')
   network = config.get('inputs', {}).get('network')
   return out | {'optimiser.anchor_norm': anchor, 'network': network}

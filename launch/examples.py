@@ -74,7 +74,7 @@ def with_room(examples: Examples, groups: Iterable[np.ndarray]) -> Examples:
     tokens = (batch.head_len + batch.tail_len)[:, 0, 0]
     scored = (batch.label[:, 0, 0] >= 0).sum(-1)
     most = lambda n: round_up(max(int(n[group].sum()) for group in groups), 16)
-    # Of plain rows alone: whole ones, there is no other.
+    # Of plain rows alone.
     return dataclasses.replace(batch, budget=(0, 0, most(tokens), most(scored)))
 
   groups = list(groups)

@@ -131,9 +131,8 @@ def _shape(config: ConfigDict, c: layers.Config, batches: EditBatch) -> _Shape:
     return _Shape(sites, above, head + tail, tail, read, steps)
   # A gradient editor: the plain prompts, from the site on.
   steps = config.editor.get('steps', 1) + config.editor.get('settle', 0) + 1
-  per = batches.head_len.shape[2] - 1
-  tokens = plain + tail // per
-  return _Shape(sites, above + sites, tokens, tokens, scored // per, steps)
+  scored //= batches.head_len.shape[2] - 1
+  return _Shape(sites, above + sites, plain, plain, scored, steps)
 
 
 def _twice(config: ConfigDict) -> bool:
@@ -186,7 +185,9 @@ def plan(
   logits = 3 * 4 * read * c.vocab_size / split
   used = s.deep * layer_entries(c) + c.width * c.vocab_size
   copies = 4 * used / split if widened else 0
-  copies += 2 * used / split if _rounded(config) else 0
+  if _rounded(config):  # above the site
+    inside = 0 if config.optimiser else s.sites
+    copies += 2 * (used - inside * layer_entries(c)) / split
   name, cached = 'descent', 0
   if config.optimiser:
     name = 'values'

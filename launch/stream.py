@@ -44,7 +44,7 @@ def rooms(
   """The room (prompts.room) of each batch of a stream: of one or two sizes.
 
   Each size is a program to compile. A second, for the batches that it is enough
-  for, has to save half of a batch's work, and there have to be some batches.
+  for, has to save half of a batch's work, and 5 % of a stream's of some length.
 
   Args:
     batches: the whole stream.
@@ -59,7 +59,7 @@ def rooms(
   smaller = itertools.accumulate(sorted(each, key=work), widest)
   saves = ((n * (work(large) - work(r)), r) for n, r in enumerate(smaller, 1))
   saved, small = max(saves)
-  if saved < work(large) / 2:
+  if saved < work(large) * max(0.5, 0.05 * len(each)):
     small = large
   return [small if widest(r, small) == small else large for r in each]
 
@@ -144,18 +144,23 @@ def run(
     config, loaded.model.config, prompts.with_room(batches, room)
   )
   room_of, programs = rooms(batches, work), {}
-  sizes = sorted(set(room_of), key=work)
+  sizes = sorted(set(room_of), key=work, reverse=True)
   scanned = size if len(sizes) == 1 else 1  # batches a call
   for room in sizes:
     first = chunk(prompts.with_room(batches, room), 0, scanned)
     programs[room] = fn.lower(params, state, first).compile()
+    if room == sizes[0]:
+      preflight.confirm(config, programs[room])
   compile_seconds = time.perf_counter() - start
-  preflight.confirm(config, programs[sizes[-1]])
-  tokens = np.asarray(batches.tail_len).sum()
-  held = sum(room[1] for room in room_of)
+  # Of what every step runs: tails, or, where nothing is solved, plain rows.
+  tails = np.asarray(batches.tail_len)
+  kind, tokens = 1, tails.sum()
+  if not config.optimiser:
+    kind, tokens = 2, (np.asarray(batches.head_len) + tails)[:, :, 0].sum()
+  padding = 1 - tokens / sum(room[kind] for room in room_of)
   common.say(
-    f'edit step: programs: {len(programs)}; compiled in {compile_seconds:.1f} '
-    f's; {1 - tokens / held:.0%} of the slots for tokens are padding'
+    f'edit step: programs: {len(programs)}, compiled in {compile_seconds:.1f} '
+    f's; {padding:.0%} of the tokens of a step are padding'
   )
   store = folder / 'checkpoint'
   cursor, found = 0, checkpoint.steps(store)

@@ -17,10 +17,16 @@ from launch import common, training
 _CONFIG = common.config_flag()
 _TRAIN = flags.DEFINE_string('train', '', 'Records to train on.')
 _HOME = common.workdir_flag()
-_STEPS = flags.DEFINE_integer('steps', 1000, 'Updates of the network.')
-_BATCH = flags.DEFINE_integer('batch', 10, 'Edits of a step.')
-_EVERY = flags.DEFINE_integer('save_every', 100, 'Steps; then it is validated.')
-_HELD = flags.DEFINE_integer('held_out', 50, 'Records to validate on.')
+_STEPS = flags.DEFINE_integer(
+  'steps', 1000, 'Updates of the network.', lower_bound=1
+)
+_BATCH = flags.DEFINE_integer('batch', 10, 'Edits of a step.', lower_bound=1)
+_EVERY = flags.DEFINE_integer(
+  'save_every', 100, 'Steps; then it is validated.', lower_bound=1
+)
+_HELD = flags.DEFINE_integer(
+  'held_out', 50, 'Records to validate on.', lower_bound=1
+)
 _RANK = flags.DEFINE_integer('rank', 1920, 'Of the network.')
 _LR = flags.DEFINE_float('lr', 1e-6, "Adam's, of the network.")
 _RATE = flags.DEFINE_float('rate', 1e-4, 'Edit rate to begin with.')

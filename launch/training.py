@@ -194,5 +194,6 @@ def run(config, train, workdir, steps, save_every, sane, **settings) -> None:
         save(home / 'checkpoint', carry)
         recent, began = [], time.perf_counter()
   about = {'model': config.model, 'layers': [lo, hi], 'steps': cursor}
+  about['batch'] = size
   hypernetwork.save(home, carry.network, about | {'base_hash': inputs['model']})
   common.say(f'network: {home}')

@@ -306,7 +306,7 @@ def test_budget_holds_every_part_of_every_batch(parts):
     2,
     29 if parts == 1 else 32,
   )
-  plain = np.where(batch.valid, batch.head_len[:, :, 0] + 1, 0)
+  plain = (batch.head_len + batch.tail_len)[:, :, 0]
   need = batch.head_len, batch.tail_len, plain, batch.label >= 0
   for size, real in zip(batch.budget, need, strict=True):
     each = real.reshape(2 * parts, -1).sum(1)

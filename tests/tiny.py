@@ -86,7 +86,7 @@ def batch(count=6, contexts=3, seed=0, invalid=(), hard=range(99)):
       if r < contexts:
         label[b, r, size - len(target) : size] = target
   ints = lambda *x: [np.asarray(a, np.int32) for a in x]
-  plain = np.where(valid, head_len[:, 0] + 1, 0).sum()
+  plain = (head_len + tail_len)[:, 0].sum()
   up = lambda n: int(n) + 3
   budget = tuple(
     map(up, (head_len.sum(), tail_len.sum(), plain, (label >= 0).sum()))

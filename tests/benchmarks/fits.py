@@ -74,7 +74,7 @@ def batches_of(facts: int, parts: int) -> EditBatch:
   grid = 1, facts, rows
   step = lambda n, to: parts * (-(-n // (parts * to)) * to)
   budget = (
-    step(36 * facts, 64), step(50 * facts, 16), step(7 * facts, 16),
+    step(36 * facts, 16), step(50 * facts, 16), step(12 * facts, 16),
     step(12 * facts, 16),
   )  # fmt: skip
   return EditBatch(
