@@ -77,6 +77,24 @@ Of 60 targets AdaEdit's engine reached 2 or 3 (PMET's 40, which stops early).
 At gain=2e-4 AlphaEdit+ gives back all of the 337 to 613 directions a layer that
 AlphaEdit removes (in 14 of the 15 layers of its batches), so that no null space
 is left; it took the full step in 9 of 15.
+UltraEdit stays behind wherever and however far it steps: layers x lr, 60 facts
+(at 3e-3 in layers 4-8 and 12-18 perplexity passes ten times the base's):
+
+  4-8,   3e-4       |  35.0  32.5  67.3  40.4 |   8.3   3.3  13.0   8.2 | 1.01
+  4-8,   1e-3       |  40.0  33.3  64.8  42.6 |   3.3   1.7   7.3   4.1 | 1.09
+  12-18, 3e-4       |  46.7  34.2  62.7  45.0 |  15.0   6.7  16.5  12.7 | 1.00
+  12-18, 1e-3       |  35.0  35.8  62.2  41.3 |   5.0   2.5  14.5   7.3 | 1.05
+  20-26, 3e-4       |  78.3  42.5  50.3  53.4 |  53.3  10.0  10.8  24.7 | 1.00
+  20-26, 1e-3       |  81.7  62.5  37.3  54.5 |  46.7  19.2   3.7  23.2 | 1.02
+  20-26, 3e-3       |  71.7  72.5  36.5  54.4 |  28.3  12.5   2.2  14.3 | 1.13
+
+  python -m launch.sweep --config=configs/smollm2_135m.py:ultraedit \\
+    --config.requests=counterfact_full_500.jsonl.gz --config.num_edits=60 \\
+    --workdir=runs/ultra --grid='layers=(4,8),(12,18),(20,26)' \\
+    --grid=editor.lr=3e-4,1e-3,3e-3
+
+(2026-11-23).
+
 An eigenvector's gain here is 0.3e-3 to 1.4e-3 all along the spectrum (keys of
 20 AlphaSet facts), so that less than 3e-4 takes all and more than 1e-3 none;
 4e-4, now set, takes 0 to 192 a layer, in the median 15 (2026-11-22, AlphaSet 2:
@@ -105,13 +123,34 @@ by 0.73 (-0.07 to 1.56). Of a batch 2 to 13 targets are reached.
     --config.batch_size=100 --workdir=runs/a --grid=editor.keep=0.8,1.0
   python -m launch.report --runs=runs/a/editor.keep=1.0,runs/a/editor.keep=0.8
 
-(2026-11-22).
+(2026-11-22). Of 100 facts solved at once every rank is needed (its Figure 5;
+rank of dW, share kept of each singular vector):
+
+  10, keep=0.2      |  30.0  30.0  73.4  37.4 |   3.0   1.5   6.3   3.6 | 1.010
+  10, keep=1        |  37.0  32.0  73.0  41.7 |   5.0   2.5   6.6   4.7 | 1.009
+  25, keep=0.2      |  39.0  34.5  73.2  43.9 |   6.0   2.5   6.2   4.9 | 1.015
+  25, keep=1        |  51.0  43.0  73.1  53.1 |  16.0   7.0   6.8   9.9 | 1.013
+  50, keep=0.2      |  52.0  42.5  73.0  53.1 |  17.0   3.5   6.2   8.9 | 1.021
+  50, keep=0.5      |  69.0  60.0  72.7  66.8 |  35.0  14.5   6.7  18.7 | 1.018
+  50, keep=1        |  71.0  65.5  73.2  69.7 |  40.0  20.5   6.9  22.5 | 1.017
+  100, keep=0.2     |  60.0  53.0  72.9  60.9 |  27.0   6.0   6.0  13.0 | 1.026
+  100, keep=0.5     |  87.0  79.5  72.9  79.4 |  61.0  34.0   6.0  33.7 | 1.021
+  100, keep=0.8     |  88.0  82.5  72.7  80.6 |  62.0  37.0   6.2  35.1 | 1.020
+  100, keep=1       |  88.0  83.5  72.8  80.9 |  63.0  37.0   6.1  35.4 | 1.020
+
+  python -m launch.edit --config=configs/smollm2_135m.py:adaedit \\
+    --config.requests=counterfact_full_500.jsonl.gz --config.num_edits=100 \\
+    --config.batch_size=100 --config.editor.keep=1.0 --workdir=runs/whole
+  python -m tests.benchmarks.fusion --run=runs/whole
+
+(2026-11-23).
 
 One fact at a time, 200 facts (its Table 2):
 
   memit_history     | 100.0  95.5  70.1  86.4 |  98.5  62.3   5.1  55.3 | 1.05
   alphaedit         |  99.5  95.3  70.2  86.2 |  97.5  60.5   4.1  54.0 | 1.10
   rect              |  98.5  91.8  68.4  84.1 |  78.5  50.5   4.7  44.6 | 1.05
+  rome              |  97.5  95.5  66.6  83.9 |  82.5  56.3   3.9  47.5 | 1.76
   adaedit           |  92.0  82.5  70.2  80.6 |  65.0  37.8   4.9  35.9 | 1.05
 
   python -m launch.sweep --config.requests=counterfact_full_500.jsonl.gz \\
