@@ -14,6 +14,7 @@ from jedit import (
   checkpoint,
   evaluate,
   generate,
+  prompts,
   questions,
   sharding,
   stats,
@@ -32,9 +33,8 @@ every_mesh = pytest.mark.parametrize('sizes', MESHES)
 def stream(parts=1):
   """Two batches of 8 requests, in `parts`."""
   batches = [tiny.batch(8, seed=0), tiny.batch(8, seed=1, invalid=(3,))]
-  stacked = tiny.stack(batches)
-  budget = tuple(parts * n for n in stacked.budget)
-  return dataclasses.replace(stacked, parts=parts, budget=budget)
+  stacked = dataclasses.replace(tiny.stack(batches), parts=parts)
+  return prompts.with_room(stacked, prompts.room(stacked))
 
 
 def placed(mesh, fsdp=False, parts=None):
