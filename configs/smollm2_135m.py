@@ -74,11 +74,8 @@ pmet keeps 1000, though: after 200 facts weight=300 is behind (README has 1000):
 
 Of 60 targets AdaEdit's engine reached 2 or 3 (PMET's 40, which stops early).
 
-At gain=2e-4 AlphaEdit+ gives back all of the 337 to 613 directions a layer that
-AlphaEdit removes (in 14 of the 15 layers of its batches), so that no null space
-is left; it took the full step in 9 of 15.
-UltraEdit stays behind wherever and however far it steps: layers x lr, 60 facts
-(at 3e-3 in layers 4-8 and 12-18 perplexity passes ten times the base's):
+UltraEdit stays behind in all layers and at all rates tried, 60 facts (at 3e-3
+in layers 4-8 and 12-18 perplexity passes ten times the base's):
 
   4-8,   3e-4       |  35.0  32.5  67.3  40.4 |   8.3   3.3  13.0   8.2 | 1.01
   4-8,   1e-3       |  40.0  33.3  64.8  42.6 |   3.3   1.7   7.3   4.1 | 1.09
@@ -95,6 +92,9 @@ UltraEdit stays behind wherever and however far it steps: layers x lr, 60 facts
 
 (2026-11-23).
 
+At gain=2e-4 AlphaEdit+ gives back all of the 337 to 613 directions a layer that
+AlphaEdit removes (in 14 of the 15 layers of its batches), so that no null space
+is left; it took the full step in 9 of 15.
 An eigenvector's gain here is 0.3e-3 to 1.4e-3 all along the spectrum (keys of
 20 AlphaSet facts), so that less than 3e-4 takes all and more than 1e-3 none;
 4e-4, now set, takes 0 to 192 a layer, in the median 15 (2026-11-22, AlphaSet 2:

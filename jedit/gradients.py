@@ -44,7 +44,8 @@ class Factors(NamedTuple):
     key: float32 [E, M, F], inputs of the down-projection; zero if unused.
     grad: float32 [E, M, D], of the loss at its output; zero if unused.
     real: bool [#E, M], rows that hold a token.
-    request: int32 [M], whose token it is, within its part of the batch.
+    request: int32 [M], whose token it is, within its part of the batch; as many
+      as the part has requests where there is none.
     loss: float32 [].
   """
 

@@ -44,7 +44,8 @@ def rooms(
   """The room (prompts.room) of each batch of a stream: of one or two sizes.
 
   Each size is a program to compile. A second, for the batches that it is enough
-  for, has to save half of a batch's work, and 5 % of a stream's of some length.
+  for, has to save half of a batch's work and 5 % of the stream's; a stream of
+  less than `_SOME` batches has none.
 
   Args:
     batches: the whole stream.
