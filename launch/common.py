@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from jedit import files, prompts, requests, sharding, writing
+from jedit import editions, files, prompts, requests, sharding, writing
 from jedit.models.load import Loaded
 from jedit.types import JeditError
 from launch import devices, profile
@@ -139,6 +139,13 @@ def command() -> str:
 _FEW = 40  # of the set that jedit ships, if no number is asked for
 
 
+@functools.cache  # a sweep reads one file for each of its runs
+def _say_edition(path: str) -> None:
+  about = editions.describe(path.rpartition('/')[2], file_hash(path))
+  if about:
+    say(about)
+
+
 def read_requests(config: ConfigDict, path, loaded: Loaded):
   """(requests that a run edits, in its order; why others were left out)."""
   asked, skipped = usable_requests(config, path, loaded)
@@ -149,6 +156,7 @@ def read_requests(config: ConfigDict, path, loaded: Loaded):
 def usable_requests(config: ConfigDict, path, loaded: Loaded):
   """(all requests of a file; why others were left out)."""
   asked, skipped = requests.read(path, config.on_bad_request, config.target)
+  _say_edition(os.fspath(path))
   if config.on_bad_request == 'skip':
     room = loaded.model.config.context_length - writing.CONTEXT_TOKENS
     asked, more = prompts.usable(

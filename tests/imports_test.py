@@ -10,7 +10,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _RANK = {
   'types': 0, 'files': 0.5, 'probes': 0.4, 'records': 0.5, 'tokens': 0.5,
   'published': 0.7,
-  'requests': 1, 'metrics': 1, 'answers': 1, 'references': 1,
+  'editions': 0, 'requests': 1, 'metrics': 1, 'answers': 1, 'references': 1,
   'updates': 1, 'spectrum': 1,
   'condition': 2, 'conflict': 2, 'models': 2, 'prompts': 2,
   'sharding': 0.7, 'parts': 0.8,
