@@ -15,9 +15,9 @@ import numpy as np
 from jedit import answers, metrics, parts, sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
-from jedit.prompts import round_up
 from jedit.questions import Questions, bunches, questions
 from jedit.records import Request
+from jedit.room import round_up
 from jedit.types import Params
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
-from jedit.prompts import round_up
+from jedit.room import round_up
 from jedit.types import JeditError, Params
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jedit import sharding
 from jedit.records import Request
+from jedit.room import room_of, round_up, with_room
 from jedit.tokens import continuation, render, start_ids, target_ids
 from jedit.types import EditBatch, JeditError
 
@@ -130,11 +131,6 @@ def usable(
     except JeditError as e:
       reasons.append(str(e))
   return good, reasons
-
-
-def round_up(n: int, step: int) -> int:
-  """The least multiple of `step` that is at least n, and above 0."""
-  return -(-max(int(n), 1) // step) * step
 
 
 def edit_batches(
@@ -274,31 +270,4 @@ def _pack(rows, prefixes, places, size: tuple[int, int]) -> EditBatch:
   every = lambda a: np.broadcast_to(a, (len(rows), *a.shape))
   rest = head, head_len, tail, tail_len, label, valid, (0, 0, 0, 0)
   out = EditBatch(every(prefix), every(prefix_len), *rest, parts=size[0])
-  return with_room(out, room(out))
-
-
-def room(batches: EditBatch) -> tuple[int, ...]:
-  """The budget that is enough for each of batches [N, ...], and no more.
-
-  Then that of their validation rows, if there are any. Each number is a
-  multiple of 16 for every part.
-  """
-  plain = (batches.head_len + batches.tail_len)[:, :, 0]
-  scored = batches.label >= 0
-  cut = len(plain) * batches.parts
-
-  def enough(counts):
-    most = int(counts.reshape(cut, -1).sum(1).max())
-    return batches.parts * round_up(most, 16)
-
-  counted = batches.head_len, batches.tail_len, plain, scored
-  own, held = tuple(map(enough, counted)), batches.validation
-  return own if held is None else own + room(held)
-
-
-def with_room(batches: EditBatch, size: tuple[int, ...]) -> EditBatch:
-  """The same batches with a budget as `room` gives it."""
-  held = batches.validation
-  if held is not None:
-    held = with_room(held, size[4:])
-  return dataclasses.replace(batches, budget=size[:4], validation=held)
+  return with_room(out, room_of(out))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jedit.prompts import round_up
+from jedit.room import round_up
 from jedit.tokens import encoded, render, start_ids, target_ids
 
 

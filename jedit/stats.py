@@ -21,7 +21,7 @@ from jedit import parts, sharding
 from jedit.files import open_text, read_json, whole
 from jedit.models import transformer
 from jedit.models.transformer import Model
-from jedit.prompts import round_up
+from jedit.room import round_up
 from jedit.types import JeditError, Params, SecondMoment
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jedit.models import transformer
 from jedit.models.transformer import Layout, Model, Past
-from jedit.prompts import round_up
+from jedit.room import round_up
 from jedit.rows import Rows, advance, crop
 from jedit.types import EditBatch, Params
 

@@ -22,9 +22,10 @@ import numpy as np
 
 from jedit import restore
 from jedit.models.transformer import Model
-from jedit.prompts import located, round_up
+from jedit.prompts import located
 from jedit.records import Request
 from jedit.restore import Facts
+from jedit.room import round_up
 from jedit.tokens import target_ids
 from jedit.types import JeditError, Params
 

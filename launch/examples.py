@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit import files, prompts
-from jedit.prompts import round_up
 from jedit.records import Request
+from jedit.room import round_up
 from jedit.types import EditBatch, JeditError
 
 _FIELDS = 'src', 'alt', 'rephrase', 'loc', 'loc_ans'

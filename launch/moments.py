@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import jedit
 from jedit import checkpoint, sharding, spectrum, stats, writing
 from jedit.models.load import Loaded
-from jedit.prompts import round_up
+from jedit.room import round_up
 from jedit.tokens import start_ids
 from jedit.types import JeditError, Params, SecondMoment, Spectrum
 from launch import common, devices, earlier

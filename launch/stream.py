@@ -18,9 +18,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, evaluate, parts, prompts, sharding
+from jedit import checkpoint, evaluate, parts, sharding
 from jedit.models import transformer
 from jedit.models.load import Loaded
+from jedit.room import room_of, with_room
 from jedit.types import EditBatch, Editor, JeditError, Params
 from launch import common, devices, preflight
 from launch.folder import Log
@@ -41,7 +42,7 @@ class Stream(NamedTuple):
 def rooms(
   batches: EditBatch, work: Callable[[tuple[int, ...]], float]
 ) -> list[tuple[int, ...]]:
-  """The room (prompts.room) of each batch of a stream: of one or two sizes.
+  """The room (room_of) of each batch of a stream: of one or two sizes.
 
   Each size is a program to compile. A second, for the batches that it is enough
   for, has to save half of a batch's work and 5 % of the stream's; a stream of
@@ -52,7 +53,7 @@ def rooms(
     work: operations of a batch with a room.
   """
   one = lambda i: jax.tree.map(lambda a: a[i : i + 1], batches)
-  each = [prompts.room(one(i)) for i in range(len(batches.valid))]
+  each = [room_of(one(i)) for i in range(len(batches.valid))]
   widest = lambda a, b: tuple(map(max, a, b))
   large = functools.reduce(widest, each)
   if len(each) < _SOME:
@@ -142,13 +143,13 @@ def run(
     out_shardings=where,
   )
   work = lambda room: preflight.operations(
-    config, loaded.model.config, prompts.with_room(batches, room)
+    config, loaded.model.config, with_room(batches, room)
   )
-  room_of, programs = rooms(batches, work), {}
-  sizes = sorted(set(room_of), key=work, reverse=True)
+  own_room, programs = rooms(batches, work), {}
+  sizes = sorted(set(own_room), key=work, reverse=True)
   scanned = size if len(sizes) == 1 else 1  # batches a call
   for room in sizes:
-    first = chunk(prompts.with_room(batches, room), 0, scanned)
+    first = chunk(with_room(batches, room), 0, scanned)
     programs[room] = fn.lower(params, state, first).compile()
     if room == sizes[0]:
       preflight.confirm(config, programs[room])
@@ -158,7 +159,7 @@ def run(
   kind, tokens = 1, tails.sum()
   if not config.optimiser:
     kind, tokens = 2, (np.asarray(batches.head_len) + tails)[:, :, 0].sum()
-  padding = 1 - tokens / sum(room[kind] for room in room_of)
+  padding = 1 - tokens / sum(room[kind] for room in own_room)
   common.say(
     f'edit step: programs: {len(programs)}, compiled in {compile_seconds:.1f} '
     f's; {padding:.0%} of the tokens of a step are padding'
@@ -184,9 +185,9 @@ def run(
       began = time.perf_counter()
       real, reports = min(size, total - cursor), []
       for start in range(cursor, cursor + real, scanned):
-        room = room_of[start]
+        room = own_room[start]
         params, state, report = programs[room](
-          params, state, chunk(prompts.with_room(batches, room), start, scanned)
+          params, state, chunk(with_room(batches, room), start, scanned)
         )
         reports.append(sharding.fetch(report))
       seconds = time.perf_counter() - began

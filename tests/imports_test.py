@@ -9,8 +9,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 # Lower never imports higher, nor its like; checkpoint counts as part of models.
 _RANK = {
   'types': 0, 'files': 0.5, 'probes': 0.4, 'records': 0.5, 'tokens': 0.5,
-  'published': 0.7,
-  'editions': 0, 'requests': 1, 'metrics': 1, 'answers': 1, 'references': 1,
+  'published': 0.7, 'editions': 0, 'room': 0.7,
+  'requests': 1, 'metrics': 1, 'answers': 1, 'references': 1,
   'updates': 1, 'spectrum': 1,
   'condition': 2, 'conflict': 2, 'models': 2, 'prompts': 2,
   'sharding': 0.7, 'parts': 0.8,

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jedit import checkpoint, prompts
+from jedit import checkpoint
 from jedit.models import load
 from jedit.types import JeditError
 from launch import (
@@ -167,7 +167,7 @@ class _Sizes(NamedTuple):
 
 def test_batches_have_one_of_two_rooms(monkeypatch):
   room = lambda batches: (int(batches.valid.max()), 0)
-  monkeypatch.setattr(prompts, 'room', room)
+  monkeypatch.setattr(stream, 'room_of', room)
   of = lambda *needs: [
     room for room, _ in stream.rooms(_Sizes(np.array(needs)), sum)
   ]

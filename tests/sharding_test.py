@@ -14,7 +14,6 @@ from jedit import (
   checkpoint,
   evaluate,
   generate,
-  prompts,
   questions,
   sharding,
   stats,
@@ -22,6 +21,7 @@ from jedit import (
 )
 from jedit import parts as in_parts
 from jedit.models import hf
+from jedit.room import room_of, with_room
 from jedit.types import JeditError
 from tests import tiny
 from tests.editors_test import EDITORS, GRADIENT, engine
@@ -34,7 +34,7 @@ def stream(parts=1):
   """Two batches of 8 requests, in `parts`."""
   batches = [tiny.batch(8, seed=0), tiny.batch(8, seed=1, invalid=(3,))]
   stacked = dataclasses.replace(tiny.stack(batches), parts=parts)
-  return prompts.with_room(stacked, prompts.room(stacked))
+  return with_room(stacked, room_of(stacked))
 
 
 def placed(mesh, fsdp=False, parts=None):
