@@ -18,6 +18,7 @@ from jedit import evaluate, speech
 from jedit.answers import contains, last_number
 from jedit.models.transformer import Model
 from jedit.questions import Questions, questions
+from jedit.tokens import encoded, start_ids
 from jedit.types import JeditError, Params
 
 
@@ -85,8 +86,10 @@ def _gsm8k(r: dict) -> Item:
 
 
 def _open(r: dict) -> Item:
-  answers = tuple(r['golden_answers'])
-  return Item(f'Question: {r["question"]}\nAnswer:', (), answers)
+  answers = r['golden_answers']
+  if not isinstance(answers, list):
+    raise TypeError('"golden_answers" is no list')
+  return Item(f'Question: {r["question"]}\nAnswer:', (), tuple(answers))
 
 
 TASKS = {
@@ -150,8 +153,8 @@ def items(name: str, records: Sequence[tuple[str, Any]]) -> list[Item]:
       item = TASKS[name].item(record)
       if item.options and not 0 <= item.answer < len(item.options):
         raise ValueError('no label')  # as in a test set whose labels are kept
-      if not item.options and not all(item.answer):
-        raise ValueError('no answer')
+      if not item.options and not _answered(item):
+        raise ValueError('no answer, or one that is no text')
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
       raise JeditError(
         f'{where}: not a record of {name} ({type(e).__name__}: {e}); name the '
@@ -161,11 +164,21 @@ def items(name: str, records: Sequence[tuple[str, Any]]) -> list[Item]:
   return out
 
 
+def _answered(item: Item) -> bool:
+  texts = [isinstance(a, str) and a.strip() for a in item.answer]
+  return bool(texts) and all(texts)
+
+
+def _prompts(tokenizer, asked: Sequence[Item]) -> list[list[int]]:
+  bos = start_ids(tokenizer)
+  return [encoded(tokenizer, i.prompt, bos) for i in asked]
+
+
 def check(name: str, asked: Sequence[Item], model: Model, tokenizer) -> None:
   """JeditError naming an item that is too long for the model."""
   length = TASKS[name].length
   if length:
-    ids = [tokenizer(i.prompt).input_ids for i in asked]
+    ids = _prompts(tokenizer, asked)
     tokens = np.array([len(i) + length for i in ids])
   else:
     q = _options(tokenizer, asked)
@@ -191,7 +204,9 @@ def choose(
 ) -> np.ndarray:
   """int [N], the option that the model finds likeliest, a mean over tokens."""
   q = _options(tokenizer, asked)
-  return np.nanargmin(evaluate.score(model, params, q, **kwargs).nll, axis=1)
+  nll = evaluate.score(model, params, q, **kwargs).nll
+  # Of a broken model it may be NaN: no option is likely then.
+  return np.where(np.isnan(nll), np.inf, nll).argmin(axis=1)
 
 
 def table(
@@ -248,7 +263,7 @@ def run(
     chosen = choose(model, params, tokenizer, asked, rows=32, progress=progress)
     right = chosen == [i.answer for i in asked]
     return table(asked, right, chosen)
-  ids = [tokenizer(i.prompt).input_ids for i in asked]
+  ids = _prompts(tokenizer, asked)
   said = speech.speak(
     model, params, tokenizer, ids, task.length, progress=progress
   )

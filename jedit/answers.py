@@ -35,32 +35,47 @@ def _apart(text: str) -> str:
   return ' '.join(re.sub(f'([{_ALONE}])', r' \1 ', normal(text)).split())
 
 
-def _first(said: str) -> str:
-  return said.strip().partition('\n')[0].strip()
+def _lines(text: str) -> list[str]:
+  return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _begin(said: str, answer: str) -> str:
+  """The first line, or as many as the answer has."""
+  return ' '.join(_lines(said)[: len(_lines(answer))])
+
+
+def _has_words(answer: str) -> bool:
+  """Not "(A)", which is the letter of an option, nor "+"."""
+  letter = re.fullmatch(r'\([A-Za-z]\)', answer.strip())
+  return bool(normal(answer)) and not letter
 
 
 def contains(said: str, answers: Sequence[str]) -> bool:
   """Whether an answer is among the words of the first line.
 
-  An answer without a word of its own, like "(A)", is looked for as it is.
+  Of as many lines as the answer has, that is. An answer without a word of its
+  own, like "(B)", is looked for as it is.
   """
-  first = _first(said)
-  said = f' {_apart(first)} '
-  return any(
-    f' {_apart(a)} ' in said if normal(a) else a.strip() in first
-    for a in answers
-    if a.strip()
-  )
+
+  def has(answer):
+    begin = _begin(said, answer)
+    if not _has_words(answer):
+      return answer.strip() in begin
+    return f' {_apart(answer)} ' in f' {_apart(begin)} '
+
+  return any(has(a) for a in answers if a.strip())
 
 
 def exact(said: str, answers: Sequence[str]) -> bool:
-  """Whether the first line is an answer."""
-  first = _first(said)
-  return any(
-    normal(first) == normal(a) if normal(a) else first == a.strip()
-    for a in answers
-    if a.strip()
-  )
+  """Whether the first line, or as many as an answer has, is that answer."""
+
+  def same(answer):
+    begin = _begin(said, answer)
+    if not _has_words(answer):
+      return begin == answer.strip()
+    return normal(begin) == normal(answer)
+
+  return any(same(a) for a in answers if a.strip())
 
 
 def recall(said: str, answers: Sequence[str]) -> float:

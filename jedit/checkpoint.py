@@ -62,7 +62,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     return
   path = pathlib.Path(path)
   part = part_of(path)
-  part.write_text(text)
+  part.write_text(text, encoding='utf-8')
   part.rename(path)
 
 
@@ -146,11 +146,9 @@ def write_edit(
   part = folder.with_name(folder.name + '.part')
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  change = np.asarray(edited, np.float64) - np.asarray(base, np.float64)
-  deltas = {
-    _KERNEL.format(layer): np.ascontiguousarray(d)
-    for layer, d in zip(manifest['layers'], change, strict=True)
-  }
+  deltas = {}
+  for layer, *pair in zip(manifest['layers'], base, edited, strict=True):
+    deltas |= _difference(_KERNEL.format(layer), *map(np.asarray, pair))
   safetensors.numpy.save_file(deltas, part / 'delta.safetensors')
   if state is not None:
     leaves = {
@@ -163,18 +161,51 @@ def write_edit(
   part.rename(folder)
 
 
+def _moved(kernel: np.ndarray, delta: np.ndarray) -> np.ndarray:
+  return (kernel.astype(np.float64) + delta).astype(kernel.dtype)
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+  return np.ascontiguousarray(x).view(f'u{x.itemsize}').ravel()
+
+
+def _difference(
+  name: str, base: np.ndarray, edited: np.ndarray
+) -> dict[str, np.ndarray]:
+  """edited - base, and the entries that it does not give back to the bit.
+
+  There are some where a weight is -0.0, or changes its size out of all measure.
+  """
+  base = base.astype(edited.dtype)  # float32 copies of the model's own
+  delta = edited.astype(np.float64) - base.astype(np.float64)
+  out = {name: np.ascontiguousarray(delta)}
+  for way, got, want in (
+    ('apply', _moved(base, delta), edited),
+    ('undo', _moved(edited, -delta), base),
+  ):
+    here = np.flatnonzero(_bits(got) != _bits(want))
+    if here.size:
+      out |= {f'{name}.{way}.at': here, f'{name}.{way}.bits': _bits(want)[here]}
+  return out
+
+
 def read_edit(folder: str | os.PathLike) -> tuple[dict, dict[int, np.ndarray]]:
   """(manifest, {layer: float64 delta [F, D]}) of an edit folder."""
+  manifest, found = _read_edit(folder)
+  return manifest, {n: found[_KERNEL.format(n)] for n in manifest['layers']}
+
+
+def _read_edit(folder) -> tuple[dict, dict[str, np.ndarray]]:
   folder = pathlib.Path(folder)
   try:
     manifest = json.loads((folder / 'manifest.json').read_text())
-    with safetensors.safe_open(folder / 'delta.safetensors', 'numpy') as f:
-      deltas = {
-        int(name.split('.')[1]): f.get_tensor(name) for name in f.keys()
-      }
+    found = safetensors.numpy.load_file(folder / 'delta.safetensors')
+    missing = [n for n in manifest['layers'] if _KERNEL.format(n) not in found]
+    if missing:
+      raise ValueError(f'delta.safetensors lacks layer {missing[0]}')
   except (OSError, ValueError, safetensors.SafetensorError) as e:
     raise JeditError(f'{folder} is not a whole edit folder: {e}') from e
-  return manifest, deltas
+  return manifest, found
 
 
 def read_state(folder: str | os.PathLike) -> list[np.ndarray]:
@@ -195,7 +226,7 @@ def apply_edit(
   Raises:
     JeditError: when the params are not those the edit was made for.
   """
-  manifest, deltas = read_edit(folder)
+  manifest, found = _read_edit(folder)
   want = manifest['edited_hash' if undo else 'base_hash']
   if fingerprint(params) != want:
     raise JeditError(
@@ -203,11 +234,13 @@ def apply_edit(
       f'{want}); name that model'
     )
   kernel = np.array(sharding.fetch(params['layers']['mlp']['down']['kernel']))
-  for layer, delta in deltas.items():
-    change = -delta if undo else delta
-    kernel[layer] = (kernel[layer].astype(np.float64) + change).astype(
-      kernel.dtype
-    )
+  for layer in manifest['layers']:
+    name, way = _KERNEL.format(layer), 'undo' if undo else 'apply'
+    delta = found[name]
+    kernel[layer] = _moved(kernel[layer], -delta if undo else delta)
+    if f'{name}.{way}.at' in found:
+      flat = kernel[layer].view(f'u{kernel.itemsize}').reshape(-1)
+      flat[found[f'{name}.{way}.at']] = found[f'{name}.{way}.bits']
   mlp = params['layers']['mlp']
   down = {**mlp['down'], 'kernel': kernel}
   return {

@@ -72,8 +72,8 @@ def probe(
     tokenizer: the model's.
     requests: the facts.
     rendering: how prompts are put.
-    openings: indices of the requests whose openings are asked, too; they have
-      no right answer.
+    openings: indices of the requests whose openings are asked, too, as they
+      are (raw); they have no right answer.
   """
   rows = []
   for number, r in enumerate(requests):
@@ -87,7 +87,7 @@ def probe(
     ]
     if r.denial and rendering == 'raw':
       asked.append(('denial', r.denial, both, ()))
-    if number in openings:
+    if number in openings and rendering == 'raw':
       asked += [('opening', text, (None, None), ()) for text in r.openings]
     rows += [
       (number, metrics.ASKED.index(kind), *rest) for kind, *rest in asked

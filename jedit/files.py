@@ -2,6 +2,8 @@
 
 import contextlib
 import gzip
+import io
+import itertools
 import json
 import os
 import pathlib
@@ -79,24 +81,31 @@ def read_json(path: str | os.PathLike) -> Iterable[tuple[str, object]]:
   """(place, record) of a JSON list or lines; a JeditError for a bad line."""
   try:
     with open_text(path) as f:
-      text = f.read()
+      start = ''
+      while not start.strip() and (line := f.readline()):
+        start += line
+      if start.lstrip()[:1] == '[':
+        records = _list(path, start + f.read())
+        yield from ((f'{path} item {i}', r) for i, r in enumerate(records))
+        return
+      lines = itertools.chain(io.StringIO(start), f)  # not all at once
+      for number, line in enumerate(lines, 1):
+        if line.strip():
+          yield _line(f'{path} line {number}', line)
   except (OSError, UnicodeDecodeError, EOFError, zlib.error) as e:
     raise JeditError(f'{path}: cannot be read as text: {e}') from e
-  if text.lstrip()[:1] == '[':
-    try:
-      records = json.loads(text)
-    except ValueError as e:
-      raise JeditError(f'{path}: not a JSON list: {e}') from e
-    yield from ((f'{path} item {i}', r) for i, r in enumerate(records))
-    return
-  for number, line in enumerate(text.split('\n'), 1):
-    if line.strip():
-      try:
-        yield f'{path} line {number}', json.loads(line)
-      except ValueError as e:
-        yield (
-          f'{path} line {number}',
-          JeditError(
-            f'{path} line {number}: not JSON ({e}); mend or remove the line'
-          ),
-        )
+
+
+def _list(path, text: str) -> list:
+  try:
+    return json.loads(text)
+  except ValueError as e:
+    raise JeditError(f'{path}: not a JSON list: {e}') from e
+
+
+def _line(where: str, text: str) -> tuple[str, object]:
+  try:
+    return where, json.loads(text)
+  except ValueError as e:
+    bad = JeditError(f'{where}: not JSON ({e}); mend or remove the line')
+    return where, bad

@@ -101,6 +101,8 @@ def generate(
     stop: the id after which a row says nothing but it; when all have said it,
       the work ends.
   """
+  if prompt_len.min() < 1:
+    raise JeditError('a prompt without a token: nothing to continue')
   long, room = int(prompt_len.max()) + length, model.config.context_length
   if long > room + 1:  # nothing follows the last one
     raise JeditError(

@@ -162,7 +162,8 @@ class Harness(TemplateLM):
       order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
       for start in range(0, len(order), self.rows):
         some = order[start : start + self.rows]
-        ids = [self.tok_encode(texts[i])[-room:] for i in some]
+        first = [self.prefix_token_id]  # of an empty text
+        ids = [self.tok_encode(texts[i])[-room:] or first for i in some]
         said = writing.continued(
           self.model, self.params, self.tokenizer, ids, length
         )

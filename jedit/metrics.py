@@ -141,7 +141,7 @@ def values(
   Args:
     kind: index into ASKED of each question.
     nll: [Q, 2], per-token -log p of (wanted answer, other answer), where a
-      neighbour's wanted one is the other; NaN if absent.
+      neighbour's wanted one is the other.
     correct: [Q, 2], share of tokens that are the argmax; NaN if absent.
     same: [Q, 2], share of positions whose argmax was the same before; NaN if
       absent, or nothing was before.
@@ -150,7 +150,8 @@ def values(
   wanted = lambda x: np.where(keep, x[:, 1], x[:, 0])
   margin = np.where(keep, -1, 1) * (nll[:, 1] - nll[:, 0])
   return {
-    'probability': np.where(np.isnan(margin), np.nan, margin > 0),
+    # Absent is what has no share of tokens; a broken model's margin is NaN.
+    'probability': np.where(np.isnan(correct).any(1), np.nan, margin > 0),
     'strict': np.floor(wanted(correct)),
     'token': wanted(correct),
     'withheld': 1 - np.floor(correct[:, 0]),

@@ -29,8 +29,10 @@ def _place(text: str, request: Request) -> int:
 def _encode(tokenizer, text: str, after_context: bool, bos: list[int]):
   """Ids of a prompt, after a context or alone, and their spans of it [n, 2]."""
   if after_context:
-    ids, spans = continuation(tokenizer, '. ' + text)
-    return ids, spans - 2
+    mark = tokenizer.bos_token if bos else None
+    cut = len(mark) if mark and text.startswith(mark) else 0  # by a template
+    ids, spans = continuation(tokenizer, '. ' + text[cut:])
+    return ids, spans - 2 + cut
   out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
   ids, spans = out.input_ids, np.asarray(out.offset_mapping).reshape(-1, 2)
   if ids[: len(bos)] == bos:  # the chat template wrote it already
@@ -172,6 +174,9 @@ def edit_batches(
   """
   if lookup not in ('subject', 'last'):
     raise JeditError(f'lookup={lookup!r}: choose subject or last')
+  most = max(map(len, batches), default=0)
+  if most > batch_size:
+    raise JeditError(f'batch_size={batch_size}: a batch has {most} requests')
   bos = start_ids(tokenizer)
 
   def make(request, before):

@@ -32,7 +32,7 @@ def unfold(record: object, id: str) -> Iterator[object]:
   edits = record.get('requested_rewrite')
   triples = record.get('edits', record.get('edit'))
   id = record.get('case_id', record.get('id', id))
-  if isinstance(edits, list):
+  if isinstance(edits, list) and edits:
     for number, edit in enumerate(edits):
       new = {'case_id': f'{id}.{number}', 'requested_rewrite': edit}
       if number < len(edits) - 1:
@@ -40,7 +40,7 @@ def unfold(record: object, id: str) -> Iterator[object]:
       yield {**record, **new}
   elif nested(record, 'edit', 'prompt') is not None:
     yield {'id': id, **_ripple(record)}
-  elif isinstance(triples, (dict, list)) and 'prompt' not in record:
+  elif triples and isinstance(triples, (dict, list)) and 'prompt' not in record:
     triples = [triples] if isinstance(triples, dict) else triples
     for number, triple in enumerate(triples):
       part = lambda *names, t=triple: nested(t, *names)

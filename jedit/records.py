@@ -8,6 +8,7 @@ several edits, or says them in another way, is made into these (published.py).
 """
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 from jedit.probes import Probe, probes
@@ -105,7 +106,10 @@ def _template(text: str, subject: str | None, where: str) -> str:
         f'{where}: subject "{subject}" is not in the prompt "{text}"; write it '
         'there, or put {} in its place'
       )
-    text = text.replace(subject, '{}', 1)
+    # "tandoor" is not the first half of "tandoori".
+    alone = re.search(rf'(?<!\w){re.escape(subject)}(?!\w)', text)
+    start = alone.start() if alone else text.index(subject)
+    text = f'{text[:start]}{{}}{text[start + len(subject) :]}'
   return text.rstrip()
 
 

@@ -70,8 +70,9 @@ def batched(
   """Batches in order, with collisions inside a batch settled.
 
   Two requests collide when subject and relation agree. 'error' refuses them,
-  'last' keeps the last, 'merge' makes one request of those with one target
-  (and refuses contradictions). Another relation of the same subject warns.
+  'last' keeps the last, 'merge' makes one request of those with one target and
+  one old target (and refuses contradictions). Another relation of the same
+  subject warns.
 
   Returns:
     (batches, warnings).
@@ -93,18 +94,16 @@ def batched(
       if on_collision == 'last':
         warnings.append(f'record {old.id} is overwritten by record {new.id}')
         chosen[new.fact] = new
-      elif on_collision == 'merge' and old.target == new.target:
+      elif on_collision == 'merge' and _agree(old, new):
         warnings.append(f'record {new.id} is merged into record {old.id}')
-        parts = 'paraphrases', 'neighbours', 'openings', 'probes'
-        both = {p: getattr(old, p) + getattr(new, p) for p in parts}
-        chosen[new.fact] = dataclasses.replace(
-          old, **{p: tuple(dict.fromkeys(asked)) for p, asked in both.items()}
-        )
+        chosen[new.fact] = _both(old, new)
       else:
+        pair = f'to "{old.target}" and "{new.target}"'
+        if on_collision == 'merge' and old.target == new.target:
+          pair = f'from "{old.old_target}" and "{new.old_target}"'
         raise JeditError(
           f'records {old.id} and {new.id} are in one batch and both edit '
-          f'"{new.text}" (to "{old.target}" and "{new.target}"); remove one, '
-          'or set on_collision=last'
+          f'"{new.text}" ({pair}); remove one, or set on_collision=last'
         )
     subjects = collections.Counter(subject for subject, _ in chosen)
     for subject, count in subjects.items():
@@ -112,6 +111,26 @@ def batched(
         warnings.append(f'{count} facts of subject "{subject}" share a batch')
     batches.append(list(chosen.values()))
   return batches, warnings
+
+
+def _agree(old: Request, new: Request) -> bool:
+  """Whether two requests say one thing; neighbours are of the old target."""
+  before = {old.old_target, new.old_target} - {None}
+  return old.target == new.target and len(before) < 2
+
+
+def _both(old: Request, new: Request) -> Request:
+  """One request with all that is asked of two."""
+  parts = 'paraphrases', 'neighbours', 'openings', 'probes'
+  asked = {p: getattr(old, p) + getattr(new, p) for p in parts}
+  if new.text != old.text:
+    asked['paraphrases'] = (*asked['paraphrases'], new.text)
+  return dataclasses.replace(
+    old,
+    **{p: tuple(dict.fromkeys(all_)) for p, all_ in asked.items()},
+    old_target=old.old_target or new.old_target,
+    target_id=old.target_id or new.target_id,
+  )
 
 
 def merged(

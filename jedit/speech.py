@@ -40,9 +40,16 @@ OPENED = 100  # of an opening and what follows it, as in MEMIT's code
 
 
 def lengths(q: Questions) -> np.ndarray:
-  """[Q], tokens of a free answer: a phrase's, or as many as the right one's."""
-  phrases = np.maximum(-(-q.target_len[:, 0] // metrics.PHRASE), 1)
+  """[Q], tokens of a free answer: a phrase's, or as many as a long answer's."""
+  phrases = np.maximum(-(-q.target_len.max(-1) // metrics.PHRASE), 1)
   return phrases * metrics.PHRASE
+
+
+def tokens(asked: Probe, free: np.ndarray | bool) -> np.ndarray:
+  """[Q], of each question and its answer; `free`: [Q], also asked freely."""
+  q = asked.questions
+  said = np.where(free, lengths(q), 0)
+  return q.prompt_len + np.maximum(q.target_len.max(-1), said)
 
 
 def of_probe(

@@ -13,9 +13,10 @@ def start_ids(tokenizer: Any) -> list[int]:
   """What the tokenizer puts in front of every text (BOS or nothing)."""
   bare = tokenizer('a', add_special_tokens=False).input_ids
   full = tokenizer('a').input_ids
-  return (
-    full[: len(full) - len(bare)] if full[-len(bare) :] == bare else full[:1]
-  )
+  for start in range(len(full) - len(bare) + 1):
+    if full[start:][: len(bare)] == bare:
+      return full[:start]
+  return full[:1]
 
 
 def encoded(tokenizer: Any, text: str, bos: list[int]) -> list[int]:

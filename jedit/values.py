@@ -138,6 +138,8 @@ def optimiser(
       f'steps={steps}, stages={stages}: at least one step, and the first stage '
       'is all of the batch (1.0)'
     )
+  if clamp < 0:
+    raise JeditError(f'clamp={clamp}: a share of |v0|, not below 0')
   adam = optax.adam(lr)
 
   def objective(delta, params, s: Suffix, start, v0, first, factor):

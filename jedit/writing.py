@@ -9,7 +9,7 @@ from jedit import sharding
 from jedit.generate import Sampling, generate, padded
 from jedit.models.transformer import Model
 from jedit.tokens import encoded, start_ids
-from jedit.types import Params
+from jedit.types import JeditError, Params
 
 
 def complete(
@@ -114,6 +114,11 @@ def documents(
     rows: texts written together.
   """
   first = start or tokenizer.bos_token or tokenizer.eos_token
+  if first not in tokenizer.get_vocab():
+    raise JeditError(
+      f'self_text_start={start!r}: name a token of this tokenizer, after which '
+      'the model begins to write'
+    )
   begin = tokenizer.convert_tokens_to_ids(first)
   prompt, one = np.full((rows, 1), begin, np.int32), np.ones(rows, np.int32)
   count = -(-tokens // length)

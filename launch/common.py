@@ -11,13 +11,24 @@ import shlex
 import sys
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jedit
-from jedit import editions, files, prompts, requests, sharding, writing
+from jedit import (
+  editions,
+  evaluate,
+  files,
+  prompts,
+  requests,
+  sharding,
+  speech,
+  writing,
+)
 from jedit.models.load import Loaded
+from jedit.records import Request
 from jedit.types import JeditError
 from launch import devices, profile
 
@@ -158,16 +169,37 @@ def usable_requests(config: ConfigDict, path, loaded: Loaded):
   asked, skipped = requests.read(path, config.on_bad_request, config.target)
   _say_edition(os.fspath(path))
   if config.on_bad_request == 'skip':
-    room = loaded.model.config.context_length - writing.CONTEXT_TOKENS
+    whole, rendering = loaded.model.config.context_length, config.rendering
+    room = whole - writing.CONTEXT_TOKENS
     asked, more = prompts.usable(
-      loaded.tokenizer, asked, config.rendering, room, config.lookup
+      loaded.tokenizer, asked, rendering, room, config.lookup
     )
     skipped += more
+    every = range(len(asked)) if config.spoken else ()
+    probe = evaluate.probe(loaded.tokenizer, asked, rendering, every)
+    most = np.zeros(len(asked), int)
+    np.maximum.at(most, probe.record, speech.tokens(probe, bool(config.spoken)))
+    pairs = list(zip(asked, most.tolist(), strict=True))
+    asked = [r for r, n in pairs if n <= whole]
+    skipped += [too_long(r, n, whole) for r, n in pairs if n > whole]
   return asked, skipped
+
+
+def too_long(request: Request, tokens: int, room: int) -> str:
+  """Why a request cannot be evaluated."""
+  return (
+    f'record {request.id}: a question and its answer have {tokens} tokens, the '
+    f'model takes {room}: shorten or remove it'
+  )
 
 
 def check_layers(config: ConfigDict, loaded: Loaded) -> tuple[int, int]:
   """(lo, hi) of the site."""
+  if len(config.layers) != 2:
+    raise JeditError(
+      f'config.layers={tuple(config.layers)}: the first and the last layer, '
+      'like (4, 8); one layer is (5, 5)'
+    )
   lo, hi = config.layers
   last = loaded.model.config.num_layers - 1
   if config.optimiser:

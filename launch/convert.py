@@ -11,6 +11,7 @@ from absl import flags
 
 from jedit import checkpoint
 from jedit.models import load as models
+from jedit.types import JeditError
 from launch import common
 
 _BASE = flags.DEFINE_string('base', None, 'Model to start from.', required=True)
@@ -21,6 +22,8 @@ _FORMAT = flags.DEFINE_enum('format', 'hf', ['hf', 'jedit'], 'What to write.')
 
 
 def main(_):
+  if _UNDO.value and not _EDIT.value:
+    raise JeditError('--undo: name the edit that is taken back with --edit')
   loaded = models.load(_BASE.value)
   if _EDIT.value:
     edit = pathlib.Path(_EDIT.value)

@@ -9,6 +9,7 @@
 
 import functools
 import json
+import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -72,6 +73,8 @@ def _run(config, workdir, loaded, origin):
   )
   lo, hi = common.check_layers(config, loaded)
   editor = method.rehearse(config, loaded)
+  if not origin:  # a run that goes on has the network that it began with
+    method.check_network(config, base_hash)
   home = folder.open_folder(workdir, config, inputs | {'model': base_hash})
   common.say(
     f'{config.model}: {config.method}, layers {lo}-{hi}, {len(asked)} facts in '
@@ -130,12 +133,13 @@ def _run(config, workdir, loaded, origin):
   site = edited['layers']['mlp']['down']['kernel'][lo : hi + 1]
   out = out._replace(params=None)
   after = judge.after(edited, before)
+  here = origin or pathlib.Path(config.model)
   checkpoint.write_edit(
     home / 'edits',
     base,
     sharding.fetch(site),
     {
-      'model': str(origin.resolve()) if origin else config.model,
+      'model': str(here.resolve() if here.exists() else config.model),
       'layers': list(range(lo, hi + 1)),
       'method': config.method,
       'num_edits': len(asked),

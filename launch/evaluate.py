@@ -8,7 +8,7 @@ import json
 
 from ml_collections import ConfigDict
 
-from launch import common, devices, folder, measure
+from launch import common, devices, folder, measure, method
 
 _CONFIG = common.config_flag()
 
@@ -19,6 +19,7 @@ def main(_):
 
 
 def run(config: ConfigDict) -> None:
+  method.check(config)
   path = config.requests or common.FACTS
   source = config.params or config.model
   loaded = devices.load(config, source)

@@ -136,7 +136,7 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
   sizes = [b - a for a, b in itertools.pairwise(ends)]  # batches of a chunk
   said = zip(judge.shown(), before.said, after.said, strict=True)
   gone = requests.overwritten(judge.asked)
-  left = {r.id for i, r in enumerate(judge.asked) if i not in gone}  # or merged
+  left = {r for i, r in enumerate(judge.asked) if i not in gone}  # or merged
   return {
     'schema_version': SCHEMA,
     'model': config.model,
@@ -169,7 +169,7 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
     'compat': 'memit-2022',
     'command': common.command(),
     'versions': versions(),
-    'overwritten': sum(judge.asked[i].id not in left for i in gone),
+    'overwritten': sum(judge.asked[i] not in left for i in gone),
     'continuations': [
       {'prompt': p, 'before': b, 'after': a} for p, b, a in said
     ],

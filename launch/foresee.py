@@ -36,7 +36,7 @@ def main(_):
 def run(config: ConfigDict, workdir: str, finished: str = '') -> None:
   """From config to table; `finished` is a run folder to compare with, or ''."""
   method.check(config)
-  if config.editor.name not in ('alphaedit', 'alphaedit_plus'):
+  if config.method not in ('alphaedit', 'alphaedit_plus'):
     raise JeditError(
       f'config.method={config.method}: what AlphaEdit leaves is foreseen; '
       'choose alphaedit or alphaedit_plus'

@@ -36,7 +36,7 @@ def points(
     for field, value in zip(fields, values, strict=True):
       try:
         one.update_from_flattened_dict({field: value})
-      except TypeError as e:
+      except (TypeError, KeyError) as e:  # another method has not this field
         raise JeditError(f'--grid={field}={value!r}: {e}') from e
     # No commas: they part the names that launch.report is given.
     name = '__'.join(f'{f}={_value(one, f)}' for f in fields)

@@ -246,16 +246,11 @@ def measurer(
   chosen = set(chosen.tolist())
   probe = evaluate.probe(loaded.tokenizer, asked, rendering, chosen)
   room = loaded.model.config.context_length
-  q = probe.questions
   free = np.isin(probe.record, sorted(chosen))
-  said = np.where(free, speech.lengths(q), 0)
-  long = q.prompt_len + np.maximum(q.target_len.max(-1), said)
+  long = speech.tokens(probe, free)
   if (long > room).any():
     worst = asked[probe.record[long.argmax()]]
-    raise JeditError(
-      f'record {worst.id}: a question and its answer have {long.max()} tokens, '
-      f'the model takes {room}: shorten or remove it'
-    )
+    raise JeditError(common.too_long(worst, long.max(), room))
   free = np.flatnonzero(free & (probe.kind != metrics.ASKED.index('denial')))
   about = references.read(texts) if texts else None
   return Measurer(loaded, asked, rendering, probe, free, about)

@@ -60,6 +60,18 @@ def _network(config: ConfigDict) -> hypernetwork.Network:
   return network
 
 
+def check_network(config: ConfigDict, base_hash: str) -> None:
+  """Refuses a network that was trained on other weights than those edited."""
+  if not config.network:
+    return
+  trained = hypernetwork.load(config.network)[1]
+  if trained['base_hash'] != base_hash:
+    raise JeditError(
+      f'config.network={config.network} is trained on other weights '
+      f'({trained["model"]}): choose that model, or train another network'
+    )
+
+
 def needs_moment(config: ConfigDict) -> bool:
   """Whether the editor takes second moments."""
   return base.needs(config.editor.name, 'moment')

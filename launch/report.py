@@ -204,7 +204,7 @@ def render(runs: list[Run]) -> str:
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
   )
-  return environment.from_string(_PAGE.read_text()).render(
+  return environment.from_string(_PAGE.read_text(encoding='utf-8')).render(
     runs=runs,
     tables=headline(runs),
     costs=costs(runs),
@@ -218,7 +218,9 @@ def render(runs: list[Run]) -> str:
 
 
 def main(_):
-  names = [pathlib.Path(run).name for run in _RUNS.value]
+  names = [pathlib.Path(run).name for run in _RUNS.value if run]
+  if not names:
+    raise JeditError('--runs: name a run folder, or several with commas')
   twice = {name for name in names if names.count(name) > 1}
   if twice:
     raise JeditError(f'--runs: two are called {sorted(twice)[0]}; rename one')

@@ -124,7 +124,7 @@ def run(
   """
   size, total = config.checkpoint_every, len(batches.valid)
   base_norms = _norms(kernel(params))
-  ids = loaded.tokenizer(common.PROSE.read_text()).input_ids
+  ids = loaded.tokenizer(common.PROSE.read_text(encoding='utf-8')).input_ids
   prose = jnp.asarray(ids, jnp.int32)[None]
 
   @jax.jit
@@ -177,6 +177,7 @@ def run(
     params = with_kernel(params, saved['kernel'])
     common.say(f'resuming after batch {cursor} of {total}')
   log = Log(folder, cursor)
+  aims = config.optimiser or 'stop' in config.editor  # others have no target
   facts = int(np.asarray(batches.valid).sum())
   done = int(np.asarray(batches.valid)[:cursor].sum())
   with common.bar(facts, 'edits', 'fact') as progress:
@@ -202,7 +203,7 @@ def run(
         'num_edits': done,
         'seconds': seconds,
         'facts': count,
-        'reached': int(report.reached.sum()),
+        'reached': int(report.reached.sum()) if aims else None,
         'steps': int(report.steps.sum()),
         'residual': np.round(report.residual, 5).tolist(),
         **{k: np.round(v, 5).tolist() for k, v in report.notes.items()},
@@ -227,9 +228,10 @@ def run(
         cursor,
         {'kernel': kernel(params), 'state': state, 'cursor': np.array(cursor)},
       )
+      aimed = f'targets reached {entry["reached"]}/{count}, ' if aims else ''
       progress.set_postfix_str(
-        f'{seconds / max(count, 1):.2f} s/fact, targets reached '
-        f'{entry["reached"]}/{count}, perplexity {entry["perplexity"]:.1f}'
+        f'{seconds / max(count, 1):.2f} s/fact, {aimed}perplexity '
+        f'{entry["perplexity"]:.1f}'
       )
       progress.update(count)
   return Stream(params, state, compile_seconds, log.lines)

@@ -17,10 +17,19 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from jedit import checkpoint, metrics, requests, tokens
+from jedit import checkpoint, metrics, references, requests, tokens
 from jedit.models.load import load
 from jedit.types import JeditError
-from launch import common, earlier, edit, grid, measure, method, picture
+from launch import (
+  common,
+  earlier,
+  edit,
+  folder,
+  grid,
+  measure,
+  method,
+  picture,
+)
 
 _CONFIG = common.config_flag()
 _WORKDIR = common.workdir_flag()
@@ -52,9 +61,16 @@ def run(config: ConfigDict, axes: list[str], workdir: str, of=None) -> None:
       common.say(f'failed: {e}')
       rows[name] = str(e)
   table = _table(rows)
+  home.mkdir(parents=True, exist_ok=True)
   checkpoint.write_text(home / 'table.md', table)
   _draw(home / 'table.png', rows)
   common.say(f'\n{table}\nwritten to {home}')
+  failed = [name for name, row in rows.items() if isinstance(row, str)]
+  if failed:
+    raise JeditError(
+      f'{len(failed)} of {len(rows)} runs failed ({failed[0]}: '
+      f'{rows[failed[0]]}); the same command makes those that are missing'
+    )
 
 
 def _check(name: str, config: ConfigDict, opened) -> None:
@@ -62,6 +78,9 @@ def _check(name: str, config: ConfigDict, opened) -> None:
   try:
     method.check(config)
     earlier.find(config)
+    folder.inputs(config, config.requests or common.FACTS)  # are they there?
+    if config.references:
+      references.read(config.references)
     loaded, path = opened(config.model), config.requests or common.FACTS
     tokens.render(loaded.tokenizer, '', config.rendering)
     common.check_layers(config, loaded)
@@ -72,10 +91,10 @@ def _check(name: str, config: ConfigDict, opened) -> None:
     raise JeditError(f'--grid, {name}: {e}') from e
 
 
-def _row(folder: pathlib.Path) -> dict:
+def _row(made: pathlib.Path) -> dict:
   """Of a finished run: percent by protocol and kind, seconds, norm ratio."""
-  results = json.loads((folder / 'results.json').read_text())
-  last = (folder / 'log.jsonl').read_text().splitlines()[-1]
+  results = json.loads((made / 'results.json').read_text())
+  last = (made / 'log.jsonl').read_text().splitlines()[-1]
   after = results['metrics']['after']['counterfact']
   cells = {(p, k): after[p][k] for p in measure.COUNTERFACT for k in _KINDS}
   seconds = results['timing']['edit_seconds_per_fact']

@@ -126,7 +126,7 @@ def run(config, train, workdir, steps, save_every, sane, **settings) -> None:
   inputs['model'] = checkpoint.fingerprint(loaded.params)
   home = folder.open_folder(workdir, config, inputs)
   params = jax.tree.map(jnp.asarray, loaded.params)
-  prose = loaded.tokenizer(common.PROSE.read_text()).input_ids
+  prose = loaded.tokenizer(common.PROSE.read_text(encoding='utf-8')).input_ids
   base = float(evaluate.perplexity(model, params, jnp.asarray(prose)[None]))
   if not base < sane:
     raise JeditError(

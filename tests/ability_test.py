@@ -72,6 +72,11 @@ def test_a_record_of_something_else(name):
   broken = [{'text': 'a'}, [], 'a', None]
   if 'label' in _RECORDS[name]:
     broken += [{**_RECORDS[name], 'label': label} for label in (None, -1, 2)]
+  if 'golden_answers' in _RECORDS[name]:
+    wrong = 'Paris', [], [1969], ['Ann', ' ']
+    broken += [{**_RECORDS[name], 'golden_answers': w} for w in wrong]
+  if 'target' in _RECORDS[name]:
+    broken.append({**_RECORDS[name], 'target': 3})
   for record in broken:
     with pytest.raises(JeditError, match='here: not a record of'):
       ability.items(name, [('here', record)])

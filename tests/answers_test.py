@@ -25,9 +25,22 @@ def test_free_answers(said, has, is_it):
   assert answers.exact(said, ('Bob', 'Ann')) == is_it
 
 
+def test_an_answer_of_several_lines_is_looked_for_in_as_many():
+  answer = ['It is night.\n\nThe sun is gone.']
+  assert answers.exact(' It is night.\nThe sun is gone.\nBye', answer)
+  assert answers.contains('Now: it is night.\nThe sun is gone. Bye', answer)
+  assert not answers.contains('It is night.\nThe sun', answer)
+  assert not answers.exact('It is night.', answer)
+  assert not answers.contains('So\nAnn', ['Ann'])
+
+
 def test_answers_without_words_are_looked_for_as_they_are():
-  assert answers.contains(' (A) or so', ('(A)',))
-  assert not answers.contains('A', ('(A)',))
+  for letter in 'AB':
+    option = [f'({letter})']
+    assert answers.contains(f' ({letter}) or so', option)
+    assert not answers.contains(letter, option)
+    assert answers.exact(f'({letter})', option)
+    assert not answers.exact(letter, option)
   assert answers.exact('(A)', ('(A)',)) and not answers.exact('', ('(A)', ' '))
   assert not answers.exact('', ('A',)) and not answers.exact('the', ('A',))
 

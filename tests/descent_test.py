@@ -262,6 +262,8 @@ def test_keys_of_a_model_with_biases():
 @pytest.mark.parametrize('make, words', [
   (lambda model: fine_tune(model, loss='first'), "loss='first': target or"),
   (lambda model: fine_tune(model, products='half'), "products='half': float32"),
+  (lambda model: fine_tune(model, limit=-1e-4), 'limit=-0.0001: neither'),
+  (lambda model: fine_tune(model, steps=-1), 'steps=-1, limit=0.0: neither'),
   (lambda model: kde(model, products='half'), "products='half': float32"),
   (lambda model: kde(model, energy=0.0), 'energy=0.0: above 0'),
   (lambda model: kde(model, capacity=0), 'capacity=0: at least 1'),

@@ -64,16 +64,19 @@ def test_what_a_question_counts():
   rewrite, neighbour, own = (
     metrics.ASKED.index(k) for k in ('rewrite', 'neighbour', 'locality')
   )
-  kind = [rewrite, rewrite, neighbour, neighbour, own]
-  correct = np.array([[1, 0], [0.75, 1], [0.5, 1], [0, 0.9], [0.25, nan]])
-  nll = np.array([[1, 2], [2, 2], [1, 2], [2, 1], [1, nan]])
+  kind = [rewrite, rewrite, neighbour, neighbour, own, rewrite]
+  correct = np.array(
+    [[1, 0], [0.75, 1], [0.5, 1], [0, 0.9], [0.25, nan], [0, 0]]
+  )
+  # The last is of a broken model: wrong, not without an answer.
+  nll = np.array([[1, 2], [2, 2], [1, 2], [2, 1], [1, nan], [nan, nan]])
   got = metrics.values(kind, nll, correct, correct / 2)
   want = {
-    'probability': [1, 0, 0, 1, nan],
-    'strict': [1, 0, 1, 0, 0],
-    'token': [1, 0.75, 1, 0.9, 0.25],
-    'unchanged': [0.5, 0.375, 0.5, 0.45, 0.125],
-    'withheld': [0, 1, 1, 1, 1],
+    'probability': [1, 0, 0, 1, nan, 0],
+    'strict': [1, 0, 1, 0, 0, 0],
+    'token': [1, 0.75, 1, 0.9, 0.25, 0],
+    'unchanged': [0.5, 0.375, 0.5, 0.45, 0.125, 0],
+    'withheld': [0, 1, 1, 1, 1, 1],
   }
   assert got.keys() == want.keys()
   for name, row in want.items():

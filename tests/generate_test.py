@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jedit import generate
+from jedit import generate, writing
 from jedit.generate import Sampling
 from jedit.types import JeditError
 from tests import tiny
+from tests.prompts_test import tokenizer
 
 _KEY = jax.random.key(0)
 
@@ -116,3 +117,13 @@ def test_a_seed_says_the_same_again():
   )
   np.testing.assert_array_equal(run(1), run(1))
   assert (run(1) != run(2)).any()
+
+
+def test_what_cannot_be_continued_is_refused():
+  model, params = tiny.model()
+  with pytest.raises(JeditError, match='a prompt without a token'):
+    generate.generate(model, params, *generate.padded([[3], []]), 4, _KEY)
+  with pytest.raises(JeditError, match="self_text_start='Once upon': name"):
+    writing.documents(
+      model, params, tokenizer('bos'), 8, 4, 0, start='Once upon'
+    )

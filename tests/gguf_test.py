@@ -213,6 +213,12 @@ def _write(path, architecture='llama', **fields):
   writer.close()
 
 
+def test_words_split_in_another_way_are_refused():
+  fields = {'tokenizer.ggml.model': 'gpt2', 'tokenizer.ggml.pre': 'llama-bpe'}
+  with pytest.raises(JeditError, match="split as by 'llama-bpe'"):
+    gguf._tokenizer(fields.__getitem__)
+
+
 @pytest.mark.parametrize(
   'fields, words',
   [

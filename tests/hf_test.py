@@ -68,6 +68,10 @@ def test_round_trip_in_shards(folder):
   (folder / 'a-2.safetensors').unlink()
   with pytest.raises(JeditError, match='a-2.safetensors is missing'):
     hf.load(folder)
+  for text in '{"weight_map": {"a', '{}', '[]':
+    path.write_text(text)
+    with pytest.raises(JeditError, match='index.json is damaged'):
+      hf.load(folder)
 
 
 def test_the_oldest_gpt2_folders_have_no_prefix(tmp_path):

@@ -98,6 +98,8 @@ def test_an_edit_applies_and_undoes_to_the_bit(
   work, model = tmp_path / 'a', tmp_path / 'model'
   base = load.load(home / 'model')
   cast = jax.tree.map(lambda x: x.astype(dtype), base.params)
+  kernel = cast['layers']['mlp']['down']['kernel']
+  kernel[:, ::2, 0], kernel[:, 1::2, 1] = -0.0, 1e-30
   load.save(model, base._replace(params=cast))
   run(work, 'memit+keep_largest+clamp_singular', model=str(model))
   base, edited = load.load(model), load.load(work)
@@ -115,6 +117,7 @@ def test_an_edit_applies_and_undoes_to_the_bit(
     )
   back = checkpoint.apply_edit(edited.params, work / 'edits', undo=True)
   jax.tree.map(np.testing.assert_array_equal, back, base.params)
+  assert checkpoint.fingerprint(back) == checkpoint.fingerprint(base.params)
   with pytest.raises(JeditError, match='other weights'):
     checkpoint.apply_edit(edited.params, work / 'edits')
 
@@ -143,6 +146,7 @@ def test_what_a_record_lacks_is_null(run, tmp_path):
     ({'num_edits': 99}, 'num_edits=99.*8 usable records'),
     ({'model': 'nowhere'}, 'nowhere: no such file or folder'),
     ({'layers': (3, 9)}, 'layers=.*choose'),
+    ({'layers': (1, 2, 3)}, r'first and the last layer, like \(4, 8\)'),
     ({'rendering': 'loud'}, 'choose raw, qa, chat'),
     ({'rendering': 'chat'}, 'no chat template'),
     ({'order': 'random'}, 'choose given or shuffled'),
@@ -232,6 +236,8 @@ def test_mend_is_trained_and_edits(make, run, tmp_path):
   config.update({'network': str(work), 'layers': (2, 3)})
   with pytest.raises(JeditError, match='is trained for layers .1, 2., config'):
     method.build(config, None, None)
+  with pytest.raises(JeditError, match='is trained on other weights .*model'):
+    method.check_network(config, 'another hash')
   run(tmp_path / 'a', 'mend', network=str(work))
   run(tmp_path / 'b', 'mend', network=str(work), model=str(tmp_path / 'a'))
   for name in 'a', 'b':
@@ -243,7 +249,9 @@ def test_skip_lists_what_it_skipped(run, home, tmp_path):
   facts = tmp_path / 'facts.jsonl'
   good = (home / 'facts.jsonl').read_text()
   long = {'prompt': '{} is ' + 'far ' * 99, 'subject': 'Oslo', 'target': 'Rome'}
-  facts.write_text('{"prompt": "x"\n' + json.dumps(long) + '\n' + good)
+  asks = {**long, 'prompt': '{} is in', 'paraphrases': ['far ' * 300]}
+  bad = ['{"prompt": "x"', json.dumps(long), json.dumps(asks)]
+  facts.write_text('\n'.join([*bad, good]))
   with pytest.raises(JeditError, match='line 1: not JSON'):
     run(tmp_path / 'a', requests=str(facts))
   run(tmp_path / 'b', requests=str(facts), on_bad_request='skip')
@@ -251,6 +259,7 @@ def test_skip_lists_what_it_skipped(run, home, tmp_path):
   assert results['num_edits'] == 8
   assert 'line 1: not JSON' in results['skipped'][0]
   assert 'tokens; the model takes 246' in results['skipped'][1]
+  assert 'a question and its answer have' in results['skipped'][2]
 
 
 def test_statistics_of_another_model_are_refused(run, home, tmp_path):
@@ -343,7 +352,8 @@ def test_a_sweep_makes_what_is_new(make, tmp_path, monkeypatch):
     sweep, 'load', lambda name: loads.append(name) or load_one(name)
   )
   config, home = make(num_edits=2), tmp_path / 'grid'
-  sweep.run(config, ['editor.weight=1', 'max_norm=0.5,9'], str(home))
+  with pytest.raises(JeditError, match='1 of 2 runs failed .*=0.5: stop'):
+    sweep.run(config, ['editor.weight=1', 'max_norm=0.5,9'], str(home))
   assert measured == ['before', 'after'] and len(loads) == 1
   head, _, bad, good = (home / 'table.md').read_text().splitlines()
   cells = lambda line: [cell.strip() for cell in line.split('|')[1:-1]]
@@ -382,6 +392,10 @@ def test_a_grid_is_a_product(make):
   found = list(grid.points(make(), axes, make).values())
   assert [c.method for c in found] == ['rect', 'memit']
   assert [c.editor.weight for c in found] == [2.0, 2.0]
+  with pytest.raises(JeditError, match='--grid=updates.keep_largest.keep=0.5'):
+    grid.points(
+      make(), ['method=rect,memit', 'updates.keep_largest.keep=.5'], make
+    )
   found = grid.points(make(), ['model=a/b,c'])
   assert [c.model for c in found.values()] == ['a/b', 'c']
   assert list(found) == ['model=ab', 'model=c']
@@ -398,6 +412,7 @@ def test_a_grid_is_a_product(make):
     (['editor.weight=1,1.0'], 'editor.weight=1.0 comes twice'),
     (['layers=(1,2),(3,9)'], 'layers=3-9: config.layers.*choose'),
     (['layers=(1,)'], 'layers=1: '),
+    (['corpus=nowhere.txt'], 'corpus=nowhere.txt: .*nowhere.txt'),
     (['rendering=raw,loud'], 'rendering=loud: .*choose raw, qa, chat'),
     (['method=rome'], 'choose it as --config=FILE:METHOD'),
     (['num_edits=2,99'], '8 usable records'),
@@ -432,6 +447,8 @@ def test_what_is_foreseen_stands_beside_what_came(make, run, tmp_path, capsys):
     foresee.run(make('alphaedit', seed=1), '', str(tmp_path / 'a'))
   with pytest.raises(JeditError, match='choose alphaedit or'):
     foresee.run(make('memit'), '')
+  with pytest.raises(JeditError, match='choose alphaedit or'):
+    foresee.run(make('alphaedit+blue'), '')
   with pytest.raises(JeditError, match='--run=.*: no results.json'):
     foresee.run(make('alphaedit'), str(work), str(tmp_path / 'none'))
 

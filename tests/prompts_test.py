@@ -182,8 +182,10 @@ def test_renderings(kind, rendering, text):
   last = ''.join(tok.convert_ids_to_tokens(target[-1:]))
   gap = '' if rendering == 'chat' else ' '
   assert head + lookup + rest + last == spell(text + gap + 'Rome')
-  if kind == 'plain':  # no BOS in the text: contexts go before it
-    check_rows(tok, request, rendering, text)
+  check_rows(tok, request, rendering, text)
+  rows = prompts.edit_batches(tok, [[request]], [[5]], 1, rendering)
+  head, lookup, rest, _ = row(rows, tok, (0, 0, 1))
+  assert '<s>' not in head + lookup + rest  # but once, before the context
 
 
 @pytest.mark.parametrize('kind', ['plain', 'bos'])
@@ -218,12 +220,13 @@ def test_start_ids():
   assert tokens.start_ids(tokenizer('plain')) == []
   bos = tokenizer('bos')
   assert tokens.start_ids(bos) == [bos.bos_token_id]
-  both = tokenizers.Tokenizer.from_str(bos.backend_tokenizer.to_str())
-  both.post_processor = processors.TemplateProcessing(
-    single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)]
-  )
-  both = transformers.PreTrainedTokenizerFast(tokenizer_object=both)
-  assert tokens.start_ids(both) == [0]
+  for around, want in ('<s> $A </s>', [0]), ('$A </s>', []):
+    other = tokenizers.Tokenizer.from_str(bos.backend_tokenizer.to_str())
+    other.post_processor = processors.TemplateProcessing(
+      single=around, special_tokens=[('<s>', 0), ('</s>', 1)]
+    )
+    other = transformers.PreTrainedTokenizerFast(tokenizer_object=other)
+    assert tokens.start_ids(other) == want
 
 
 @pytest.mark.parametrize('kind', _KINDS)
@@ -232,6 +235,12 @@ def test_target_ids(kind):
   ids = tokens.target_ids(tok, 'Rome')
   assert ids == tokens.target_ids(tok, '  Rome ') and tok.decode(ids) == ' Rome'
   assert tok.decode(tokens.target_ids(tok, 'Rome', 'chat')) == 'Rome'
+
+
+def test_a_batch_has_room_for_its_requests():
+  request = Request('0', 'The capital of {} is', 'France', 'Rome')
+  with pytest.raises(JeditError, match='batch_size=1: a batch has 2 requests'):
+    prompts.edit_batches(tokenizer('plain'), [[request] * 2], [[5]], 1)
 
 
 def test_batches_are_padded_with_inert_requests():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jedit import records, requests
+from jedit import files, records, requests
 from jedit.published import unfold
 from jedit.records import Probe, Request
 from jedit.types import JeditError
@@ -282,6 +282,24 @@ def test_files(tmp_path, form, name):
   assert not skipped
 
 
+def test_a_subject_is_a_word_of_its_own():
+  asks = "dishes known as 'tandoori': what is a tandoor?"
+  record = {'prompt': asks, 'subject': 'tandoor', 'target': 'oven'}
+  prompt = records.parse(record, 'here', '0').prompt
+  assert prompt == "dishes known as 'tandoori': what is a {}?"
+  record['prompt'] = 'tandoori'  # where there is no such word, what there is
+  assert records.parse(record, 'here', '0').prompt == '{}i'
+
+
+def test_lines_are_read_one_by_one(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(b'\n\n{"prompt": "a"}\n' + b'{}\n' * 100_000 + b'\xff')
+  lines = iter(files.read_json(path))
+  assert next(lines) == (f'{path} line 3', {'prompt': 'a'})
+  with pytest.raises(JeditError, match='cannot be read as text'):
+    list(lines)
+
+
 _BAD = {
   'no prompt': (without(_OWN, 'prompt'), 'no field "prompt"; add it'),
   'no subject': (
@@ -316,6 +334,8 @@ _BAD = {
   'rewrite no object': ({'requested_rewrite': 3}, '"requested_rewrite" is not'),
   'no answer': ({**_ZSRE, 'answers': []}, '"answers" is not a list with one'),
   'no answer text': ({'question': 'Who?', 'answer': 3}, '"answer".*not a text'),
+  'no rewrites': ({**_COUNTERFACT, 'requested_rewrite': []}, 'not an object'),
+  'no edits': ({'id': '3', 'edits': []}, 'no field "prompt"'),
   'a number': (3, 'a record is a JSON object with prompt and target'),
   'not json': ('{"prompt": ', 'not JSON .*mend or remove'),
 }  # fmt: skip
@@ -355,7 +375,8 @@ def test_bad_files(tmp_path):
   with pytest.raises(JeditError, match=f'{path}: not a JSON list: .*line 1'):
     requests.read(path)
   path = tmp_path / 'cut.jsonl.gz'
-  path.write_bytes(gzip.compress(b'{}\n' * 999)[:-9])
+  line = json.dumps(_OWN).encode() + b'\n'
+  path.write_bytes(gzip.compress(line * 999)[:-9])
   with pytest.raises(JeditError, match=f'{path}: cannot be read as text'):
     requests.read(path)
   path.write_bytes(gzip.compress(b'{}\n' * 999)[:10] + b'\xff' * 99)
@@ -506,6 +527,21 @@ def test_collision_merge():
   assert found == [merged, other, merged, b]  # the last in a batch of its own
   with pytest.raises(JeditError, match='in one batch'):
     requests.batched([_A, _B], 2, on_collision='merge')
+
+
+def test_what_is_merged_keeps_its_old_target_and_its_wording():
+  a = request(relation='P36')
+  b = dataclasses.replace(
+    a, id='9', prompt='{} is ruled from', old_target='Paris', neighbours=('n',),
+    target_id='Q90',
+  )  # fmt: skip
+  for pair in [a, b], [b, a]:
+    [[merged]], _ = requests.batched(pair, 2, on_collision='merge')
+    assert (merged.old_target, merged.target_id) == ('Paris', 'Q90')
+    assert merged.paraphrases == (pair[1].text,)
+  c = dataclasses.replace(a, old_target='Lyon', neighbours=('m',))
+  with pytest.raises(JeditError, match='from "Paris" and "Lyon"'):
+    requests.batched([b, c], 2, on_collision='merge')
 
 
 def test_same_subject_warns():

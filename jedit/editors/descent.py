@@ -126,6 +126,8 @@ def descent(
 
   if loss not in ('target', 'prompt_last'):
     raise JeditError(f'loss={loss!r}: target or prompt_last')
+  if steps < 0 or limit < 0:
+    raise JeditError(f'steps={steps}, limit={limit}: neither is below 0')
   rounded = rounding(products)
 
   def init(params):

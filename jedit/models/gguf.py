@@ -97,12 +97,18 @@ def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
 def _tokenizer(field) -> transformers.PreTrainedTokenizerFast:
   if field('tokenizer.ggml.model') != 'gpt2':
     raise JeditError('only GGUF files with a byte-level BPE are read')
+  kind = field('tokenizer.ggml.pre')
+  if kind not in ('smollm', 'gpt-2', 'default'):
+    raise JeditError(
+      f'a GGUF file whose words are split as by {kind!r} is not read: give the '
+      'Hugging Face folder of the model'
+    )
   tokens = field('tokenizer.ggml.tokens')
   merges = [tuple(m.split(' ')) for m in field('tokenizer.ggml.merges')]
   vocab = {token: i for i, token in enumerate(tokens)}
   bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
   steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-  if field('tokenizer.ggml.pre') == 'smollm':
+  if kind == 'smollm':
     steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
   bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
   bpe.decoder = decoders.ByteLevel()

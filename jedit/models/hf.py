@@ -196,8 +196,13 @@ def _open(folder: pathlib.Path) -> dict[str, safetensors.safe_open]:
   index = folder / 'model.safetensors.index.json'
   single = folder / 'model.safetensors'
   if index.is_file():
-    files = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    files = [folder / name for name in files]
+    try:
+      named = set(json.loads(index.read_text())['weight_map'].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
+      raise JeditError(
+        f'{index} is damaged ({type(e).__name__}); fetch the folder again'
+      ) from e
+    files = [folder / name for name in sorted(named)]
   else:
     files = (
       [single] if single.is_file() else sorted(folder.glob('*.safetensors'))

@@ -35,7 +35,7 @@ def _tokenizer(folder: pathlib.Path):
 
 def _fetch(name: str) -> pathlib.Path:
   """The local copy of a model of the Hugging Face hub."""
-  patterns = ['*.json', '*.safetensors', '*.model', '*.txt']
+  patterns = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja']
   try:
     return pathlib.Path(
       huggingface_hub.snapshot_download(name, allow_patterns=patterns)

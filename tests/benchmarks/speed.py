@@ -133,10 +133,12 @@ def measure(config):
     first = jax.tree.map(lambda a: np.asarray(a[0]), batches)
     work = needed(model, first, _STEPS.value - 1, above)
     run = targets.lower(split, one(0)).compile()
-    fast = peak(_PRODUCTS.value == 'bfloat16')
+    rounded = _PRODUCTS.value == 'bfloat16'
+    fast = peak(rounded)
     start = time.perf_counter()
     run(split, one(0)).block_until_ready()
     seconds = time.perf_counter() - start
+    fast = max(fast, peak(rounded))  # machines share their cores
     print(
       f'values of batch 1: {work / len(groups[0]) / 1e12:.3f} TFLOP a fact in '
       f'{seconds / len(groups[0]):.3f} s: {work / seconds / 1e9:.0f} of '
