@@ -21,7 +21,7 @@ from jedit import condition, values
 from jedit.conflict import conflict
 from jedit.models.transformer import Model
 from jedit.rows import enter
-from jedit.types import EditBatch, Params, SecondMoment
+from jedit.types import EditBatch, Params, SecondMoment, kernel_of
 from jedit.walk import walk
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -81,7 +81,7 @@ def foresee(
     def solve(prior, asked):
       keys = jnp.where(asked.valid[:, None], asked.keys, 0)
       away = jnp.where(asked.valid[:, None], asked.residuals, 0)
-      zero = jnp.zeros(params['site']['mlp']['down']['kernel'].shape[1:])
+      zero = jnp.zeros(kernel_of(params).shape[1:])
       return zero, prior, {'keys': keys, 'away': away}
 
     nothing = jnp.zeros((layers, 0))

@@ -18,7 +18,7 @@ from jedit.models import transformer
 from jedit.models.transformer import Layout, Model, Trace, take
 from jedit.parts import each_part
 from jedit.rows import Rows, enter, plain
-from jedit.types import EditBatch, Params
+from jedit.types import EditBatch, Params, kernel_of
 
 
 class Wanted(NamedTuple):
@@ -185,7 +185,7 @@ def _factors(model, params, share, targets_alone, batch, whole):
     weights = take(jnp.broadcast_to(weight, at.length.shape), at.request)
     return jnp.sum(weights * _nll(scores, at)), keys
 
-  layers, _, width = params['site']['mlp']['down']['kernel'].shape
+  layers, _, width = kernel_of(params).shape
   zero = jnp.zeros((layers, kept.size, width))
   (total, key), grad = jax.value_and_grad(loss, has_aux=True)(zero)
   key, grad = (

@@ -112,11 +112,6 @@ def observe(network: Network, got: Factors) -> Network:
   return network._replace(seen=gradients.merge(network.seen, x, got.real))
 
 
-def as_updates(delta: jax.Array) -> Params:
-  """dW as the sub-tree of params that it changes."""
-  return {'site': {'mlp': {'down': {'kernel': delta}}}}
-
-
 def side_by_side(model: Model, own: Bool[Array, 'M T']) -> Callable:
   """model.value, where every token sees the edit of its own request alone.
 

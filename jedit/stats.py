@@ -22,7 +22,7 @@ from jedit.files import open_text, read_json, whole
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.room import round_up
-from jedit.types import JeditError, Params, SecondMoment
+from jedit.types import JeditError, Params, SecondMoment, kernel_of
 
 
 class Sums(NamedTuple):
@@ -157,7 +157,7 @@ def collect(
     progress: called with the tokens summed so far.
     every: batches between two saves of `partial`.
   """
-  layers, width = params['site']['mlp']['down']['kernel'].shape[:2]
+  layers, width = kernel_of(params).shape[:2]
   sums, done, room = zeros(layers, width), 0, 0
   if partial is not None:
     sums, done, room = _unfinished(partial, sums)

@@ -9,7 +9,7 @@ from jedit.models import transformer
 from jedit.models.transformer import Layout, Model, Past
 from jedit.room import round_up
 from jedit.rows import Rows, advance, crop
-from jedit.types import EditBatch, Params
+from jedit.types import EditBatch, Params, with_kernel
 
 Point = Literal['block', 'mlp', 'mlp+attention']
 POINTS = 'block', 'mlp', 'mlp+attention'
@@ -97,9 +97,7 @@ def value_before(
   point: Point,
 ) -> jax.Array:
   """The plain prompts' values [B, D], were the site's kernels `kernel`."""
-  mlp, wide = params['site']['mlp'], batch.head.shape[-1]
-  mlp = {**mlp, 'down': {**mlp['down'], 'kernel': kernel}}
-  site = {**params['site'], 'mlp': mlp}
+  site, wide = with_kernel(params, kernel)['site'], batch.head.shape[-1]
   whole = slice(0, 1), slice(0, wide + 1)
   x, at = crop(rows, batch, *whole, batch.budget[2])
   x, mid = transformer.run(model, site, x, at, None, lambda t: t.mid)

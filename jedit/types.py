@@ -168,6 +168,23 @@ class EditState(NamedTuple):
   report: EditReport
 
 
+def kernel_of(params: Params) -> jax.Array:
+  """The kernels that are edited, [E, F, D], of split params or of updates."""
+  return params['site']['mlp']['down']['kernel']
+
+
+def with_kernel(params: Params, kernel: jax.Array) -> Params:
+  """Split params with others in their place."""
+  site = params['site']
+  down = {**site['mlp']['down'], 'kernel': kernel}
+  return {**params, 'site': {**site, 'mlp': {**site['mlp'], 'down': down}}}
+
+
+def as_updates(delta: jax.Array) -> Params:
+  """The sub-tree of split params that dW [E, F, D] is."""
+  return {'site': {'mlp': {'down': {'kernel': delta}}}}
+
+
 def apply_updates(params: Params, updates: Params) -> Params:
   """params + updates, where updates is a sub-tree; nothing else is touched."""
   out = dict(params)

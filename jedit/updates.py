@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jedit.parts import each_layer
-from jedit.types import JeditError, Params
+from jedit.types import JeditError, Params, as_updates, kernel_of
 
 __all__ = [
   'clamp_singular',
@@ -130,10 +130,6 @@ class ClampState(NamedTuple):
   given: jax.Array
 
 
-def _kernel(tree: Params) -> jax.Array:
-  return tree['site']['mlp']['down']['kernel']
-
-
 def _right(x: Float[Array, 'F D']) -> tuple[jax.Array, jax.Array]:
   """Squared singular values [D] of x, ascending, and right vectors [D, D]."""
   gram = jnp.matmul(x.T, x, precision=_HIGHEST)
@@ -164,18 +160,18 @@ def clamp_singular() -> optax.GradientTransformation:
     return x + mm(mm(x, vectors * share), vectors.T)
 
   def init(params):
-    kernel = _kernel(params)
+    kernel = kernel_of(params)
     largest = each_layer(lambda w: jnp.sqrt(_right(w)[0][-1]), kernel)
     zeros = jnp.zeros_like(kernel)
     return ClampState(largest, zeros, zeros)
 
   def update(updates, state, params=None):
     del params
-    change = _kernel(updates)
+    change = kernel_of(updates)
     asked = state.asked + change
     total = each_layer(one, asked, state.limit)
     total = jnp.where(jnp.any(change != 0), total, state.given)
-    updates = {'site': {'mlp': {'down': {'kernel': total - state.given}}}}
+    updates = as_updates(total - state.given)
     return updates, ClampState(state.limit, asked, total)
 
   return optax.GradientTransformation(init, update)

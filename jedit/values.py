@@ -38,7 +38,7 @@ from jedit.suffix import (
   value_before,
   values_of,
 )
-from jedit.types import EditBatch, JeditError, Params, Targets
+from jedit.types import EditBatch, JeditError, Params, Targets, kernel_of
 
 
 class Optimise(NamedTuple):
@@ -161,7 +161,7 @@ def optimiser(
     return loss.sum(), (loss, start, sure, kl)
 
   def init(params: Params):
-    kernel = params['site']['mlp']['down']['kernel']
+    kernel = kernel_of(params)
     return jnp.array(kernel) if anchor_norm else ()
 
   def run(params: Params, rows: Rows, batch: EditBatch, before: Any) -> Targets:

@@ -14,8 +14,8 @@ import jax
 from ml_collections import ConfigDict
 
 from jedit import checkpoint, sharding
-from jedit.types import Editor, JeditError, Params
-from launch import common, method, stream
+from jedit.types import Editor, JeditError, Params, kernel_of, with_kernel
+from launch import common, method
 
 _SAME = 'method', 'editor', 'updates', 'layers', 'validation'
 _OF_MOMENTS = 'corpus', 'corpus_tokens', 'corpus_window', 'self_text_start'
@@ -108,8 +108,8 @@ def state(
 
   def start(params):
     if method.needs_moment(config):  # those of the rehearsal are this wide
-      few = stream.kernel(params)[:, :2]
-      params = stream.with_kernel(params, few)
+      few = kernel_of(params)[:, :2]
+      params = with_kernel(params, few)
     return editor.init(params)
 
   like, tree = jax.tree.flatten(jax.eval_shape(start, split))
@@ -120,5 +120,5 @@ def state(
       f'{path}: the state in it is not that of this editor; it is of another '
       f'jedit: make the run again, or {_copy(path)}'
     )
-  width = stream.kernel(split).shape[1]
+  width = kernel_of(split).shape[1]
   return sharding.by_rows(jax.tree.unflatten(tree, found), width)

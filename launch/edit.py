@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import jedit
 from jedit import checkpoint, prompts, requests, sharding, writing
 from jedit.models.load import Loaded
+from jedit.types import kernel_of
 from launch import (
   common,
   devices,
@@ -119,7 +120,7 @@ def _run(config, workdir, loaded, origin):
 
   split = jedit.split(params, lo, hi)
   del params
-  base = np.array(sharding.fetch(stream.kernel(split)))  # it is given away
+  base = np.array(sharding.fetch(kernel_of(split)))  # it is given away
   begin = editor.init
   if origin:
     common.say(f'going on from {origin}, with what it remembers of its facts')

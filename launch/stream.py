@@ -22,7 +22,14 @@ from jedit import checkpoint, evaluate, parts, sharding
 from jedit.models import transformer
 from jedit.models.load import Loaded
 from jedit.room import room_of, with_room
-from jedit.types import EditBatch, Editor, JeditError, Params
+from jedit.types import (
+  EditBatch,
+  Editor,
+  JeditError,
+  Params,
+  kernel_of,
+  with_kernel,
+)
 from launch import common, devices, preflight
 from launch.folder import Log
 from launch.measure import Counts, Measured, Measurer
@@ -86,18 +93,6 @@ def _norms(kernel):
   return jnp.linalg.norm(kernel, axis=(1, 2))
 
 
-def kernel(params: Params) -> jax.Array:
-  """The kernels that are edited, [E, F, D]."""
-  return params['site']['mlp']['down']['kernel']
-
-
-def with_kernel(params: Params, kernel: jax.Array) -> Params:
-  """Split params with others in their place."""
-  site = params['site']
-  down = {**site['mlp']['down'], 'kernel': kernel}
-  return {**params, 'site': {**site, 'mlp': {**site['mlp'], 'down': down}}}
-
-
 def run(
   config: ConfigDict,
   loaded: Loaded,
@@ -123,7 +118,7 @@ def run(
     folder: run folder.
   """
   size, total = config.checkpoint_every, len(batches.valid)
-  base_norms = _norms(kernel(params))
+  base_norms = _norms(kernel_of(params))
   ids = loaded.tokenizer(common.PROSE.read_text(encoding='utf-8')).input_ids
   prose = jnp.asarray(ids, jnp.int32)[None]
 
@@ -168,7 +163,7 @@ def run(
   cursor, found = 0, checkpoint.steps(store)
   if devices.agreed(bool(found)):
     like = {
-      'kernel': kernel(params),
+      'kernel': kernel_of(params),
       'state': state,
       'cursor': jnp.zeros((), int),
     }
@@ -197,7 +192,7 @@ def run(
       report = jax.tree.map(join, *reports)
       count = int(report.facts.sum())
       cursor, done = cursor + real, done + count
-      ratio = np.asarray(_norms(kernel(params)) / base_norms)
+      ratio = np.asarray(_norms(kernel_of(params)) / base_norms)
       entry = {
         'cursor': cursor,
         'num_edits': done,
@@ -226,7 +221,11 @@ def run(
       checkpoint.save_step(
         store,
         cursor,
-        {'kernel': kernel(params), 'state': state, 'cursor': np.array(cursor)},
+        {
+          'kernel': kernel_of(params),
+          'state': state,
+          'cursor': np.array(cursor),
+        },
       )
       aimed = f'targets reached {entry["reached"]}/{count}, ' if aims else ''
       progress.set_postfix_str(

@@ -16,7 +16,7 @@ from jedit import checkpoint, evaluate, hypernetwork
 from jedit.hypernetwork import Network
 from jedit.models.load import load
 from jedit.models.transformer import Model
-from jedit.types import JeditError
+from jedit.types import JeditError, kernel_of
 from launch import common, examples, folder
 
 
@@ -149,7 +149,7 @@ def run(config, train, workdir, steps, save_every, sane, **settings) -> None:
   tx = optimiser(settings['lr'], settings['rate_lr'])
   network = hypernetwork.init(
     jax.random.key(config.seed),
-    params['site']['mlp']['down']['kernel'].shape,
+    kernel_of(params).shape,
     settings['rank'],
     settings['rate'],
   )

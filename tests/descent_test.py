@@ -14,7 +14,7 @@ from jedit import checkpoint, fine_tune, gradients, kde
 from jedit.editors import descent
 from jedit.editors.directions import Directions
 from jedit.models import transformer
-from jedit.types import apply_updates
+from jedit.types import apply_updates, as_updates
 from tests import editors_test, oracle, tiny
 from tests.editors_test import kernel
 
@@ -31,7 +31,7 @@ def slope():
   model, _ = tiny.model()
 
   def losses(delta, params, tokens, position, label, weight):
-    update = {'site': descent.at_kernel(delta)}
+    update = as_updates(delta)
     whole = transformer.join(apply_updates(params, update))
 
     def one(tokens, position, label, weight):
@@ -252,7 +252,7 @@ def test_keys_of_a_model_with_biases():
     return descent.keys(model, params, task, delta)
 
   got = np.asarray(jax.jit(run)(params, batch))
-  update = {'site': descent.at_kernel(delta)}
+  update = as_updates(delta)
   want = keys_of(apply_updates(params, update), batch, 'gpt')
   real = want.shape[1]
   assert real < got.shape[1] and not got[:, real:].any()

@@ -11,8 +11,8 @@ from configs import base
 from jedit import checkpoint
 from jedit.models import load
 from jedit.models.load import Loaded
-from jedit.types import JeditError, SecondMoment
-from launch import earlier, moments, stream
+from jedit.types import JeditError, SecondMoment, kernel_of
+from launch import earlier, moments
 from launch import method as launch_method
 from tests import tiny
 
@@ -96,7 +96,7 @@ def test_all_that_moments_decide_is_in_the_state(method, tmp_path):
     config = base.get_config(of, model='', layers=(1, 2))
     model, params = tiny.model()
     split = jedit.split(params, 1, 2)
-    width = stream.kernel(split).shape[1]
+    width = kernel_of(split).shape[1]
     loaded = Loaded(model, {}, {}, None)
     moment = np.tile(np.diag(np.linspace(0, 1, width, dtype=np.float32)), 2)
     moment = moment.reshape(width, 2, width).swapaxes(0, 1)

@@ -10,7 +10,7 @@ import pytest
 
 from jedit import gradients, hypernetwork
 from jedit.models import transformer
-from jedit.types import JeditError, apply_updates
+from jedit.types import JeditError, apply_updates, as_updates
 from launch import examples, training
 from tests import tiny
 
@@ -156,7 +156,7 @@ def test_the_objective_equals_plain_forward_passes():
   net = trained()[0].network
   example = one(data, 1)
   delta, _, terms = measure(params, net, example)
-  edited = apply_updates(params, hypernetwork.as_updates(delta))
+  edited = apply_updates(params, as_updates(delta))
 
   def plain(params, batch):
     tokens = jnp.asarray(tiny.whole_rows(batch)[0][:, 0])

@@ -26,6 +26,8 @@ from jedit.types import (
   JeditError,
   Params,
   apply_updates,
+  as_updates,
+  kernel_of,
 )
 from jedit.values import rounding
 
@@ -57,16 +59,11 @@ def at_prompts(task: Task, batch: EditBatch) -> Task:
   return task._replace(wanted=want._replace(token=token))
 
 
-def at_kernel(x: jax.Array) -> Params:
-  """{'mlp': {'down': {'kernel': x}}}, as it lies in the site."""
-  return {'mlp': {'down': {'kernel': x}}}
-
-
 def keys(
   model: Model, params: Params, task: Task, delta: Float[Array, 'E F D']
 ) -> Float[Array, 'E M F']:
   """What the site's down-projections see of a task; zero for no token."""
-  site = apply_updates(params['site'], at_kernel(delta))
+  site = apply_updates(params, as_updates(delta))['site']
   keep = lambda trace: trace.key.astype(jnp.float32)
   _, out = transformer.run(model, site, task.x, task.at, keep=keep)
   return out * (task.request < task.wanted.length.size)[:, None]
@@ -137,7 +134,7 @@ def descent(
 
   def losses(delta, params, task: Task, facts):
     """(loss / facts, loss of each request [b]), the kernels moved by delta."""
-    moved = apply_updates(params, {'site': at_kernel(delta)})
+    moved = apply_updates(params, as_updates(delta))
     each = each_nll(logits(model, moved, task)[0], task.wanted)
     return each.sum() / jnp.maximum(facts, 1), each
 
@@ -149,7 +146,7 @@ def descent(
     params = rounded(params)
     step_of = optimiser(memory)
     facts = whole.sum(batch.valid.sum())
-    delta = jnp.zeros_like(params['site']['mlp']['down']['kernel'])
+    delta = jnp.zeros_like(kernel_of(params))
 
     def step(c):
       (mean, each), gradient = jax.value_and_grad(losses, has_aux=True)(
@@ -194,6 +191,6 @@ def descent(
     delta, seen, report = each_part(part, batch)
     memory = learn(state.memory, seen) if learn else state.memory
     new = DescentState(memory, state.count + report.facts, report)
-    return {'site': at_kernel(delta)}, new
+    return as_updates(delta), new
 
   return optax.GradientTransformation(init, update)

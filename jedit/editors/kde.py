@@ -22,7 +22,7 @@ import optax
 from jedit.editors import directions
 from jedit.editors.descent import descent, off
 from jedit.models.transformer import Model
-from jedit.types import Editor, JeditError
+from jedit.types import Editor, JeditError, kernel_of
 
 
 def kde(
@@ -55,7 +55,7 @@ def kde(
     )
 
   def start(params):
-    layers, width, _ = params['site']['mlp']['down']['kernel'].shape
+    layers, width, _ = kernel_of(params).shape
     return directions.none(layers, width, capacity)
 
   learn = functools.partial(directions.extend, energy=energy)

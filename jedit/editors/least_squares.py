@@ -17,7 +17,15 @@ from jedit.models.transformer import Model
 from jedit.parts import Whole, each_part
 from jedit.rows import enter
 from jedit.sharding import by_rows
-from jedit.types import EditBatch, Editor, EditReport, EditState, Params
+from jedit.types import (
+  EditBatch,
+  Editor,
+  EditReport,
+  EditState,
+  Params,
+  as_updates,
+  kernel_of,
+)
 from jedit.walk import Solve, walk
 
 
@@ -70,7 +78,7 @@ def least_squares(
   """
 
   def init(params):
-    kernel = params['site']['mlp']['down']['kernel']
+    kernel = kernel_of(params)
     shape = jax.tree.leaves(prior)[0].shape[:2]
     if shape != kernel.shape[:2]:
       raise ValueError(
@@ -120,6 +128,6 @@ def least_squares(
       count=state.count + report.facts,
       report=report,
     )
-    return {'site': {'mlp': {'down': {'kernel': delta}}}}, new
+    return as_updates(delta), new
 
   return optax.GradientTransformation(init, update)

@@ -19,7 +19,7 @@ import optax
 from jedit import hypernetwork
 from jedit.hypernetwork import Network
 from jedit.models.transformer import Model
-from jedit.types import Editor, EditReport, JeditError
+from jedit.types import Editor, EditReport, JeditError, as_updates, kernel_of
 
 
 class MendState(NamedTuple):
@@ -44,7 +44,7 @@ def mend(model: Model, network: Network, *, scale: float = 1.0) -> Editor:
   """
 
   def init(params):
-    layers, wide, width = params['site']['mlp']['down']['kernel'].shape
+    layers, wide, width = kernel_of(params).shape
     seen = network.seen.mean.shape
     if seen != (layers, wide + width):
       raise JeditError(
@@ -62,6 +62,6 @@ def mend(model: Model, network: Network, *, scale: float = 1.0) -> Editor:
     loss = got.loss / jnp.maximum(facts, 1)
     report = state.report._replace(facts=facts, steps=facts, loss=loss)
     new = MendState(state.network, state.count + facts, report)
-    return hypernetwork.as_updates(scale * delta), new
+    return as_updates(scale * delta), new
 
   return optax.GradientTransformation(init, update)

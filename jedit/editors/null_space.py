@@ -14,7 +14,7 @@ import optax
 from jedit import condition
 from jedit.editors.descent import descent, onto
 from jedit.models.transformer import Model
-from jedit.types import Editor, JeditError, SecondMoment
+from jedit.types import Editor, JeditError, SecondMoment, kernel_of
 
 
 def null_space(
@@ -44,7 +44,7 @@ def null_space(
   basis, _ = condition.null_space_prior(moment, 1.0, threshold, relative)
 
   def start(params):
-    shape = params['site']['mlp']['down']['kernel'].shape[:2]
+    shape = kernel_of(params).shape[:2]
     if basis.shape[:2] != shape:
       raise JeditError(
         f'the null space is for keys {basis.shape[:2]}, the site has {shape}: '

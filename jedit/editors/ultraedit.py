@@ -27,7 +27,7 @@ from jedit import gradients
 from jedit.gradients import Normaliser
 from jedit.models.transformer import Model
 from jedit.parts import each_layer
-from jedit.types import Editor, EditReport
+from jedit.types import Editor, EditReport, as_updates, kernel_of
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -53,7 +53,7 @@ def ultraedit(model: Model, *, lr: float = 1e-6) -> Editor:
   """
 
   def init(params):
-    layers, wide, width = params['site']['mlp']['down']['kernel'].shape
+    layers, wide, width = kernel_of(params).shape
     zero, none = jnp.zeros((), jnp.int32), jnp.zeros(())
     report = EditReport(zero, zero, zero, none, jnp.zeros(0))
     seen = gradients.nothing_seen(layers, wide + width)
@@ -76,6 +76,6 @@ def ultraedit(model: Model, *, lr: float = 1e-6) -> Editor:
     facts = batch.valid.sum()
     report = state.report._replace(facts=facts, steps=facts, loss=loss)
     new = UltraEditState(seen, state.count + facts, report)
-    return {'site': {'mlp': {'down': {'kernel': delta}}}}, new
+    return as_updates(delta), new
 
   return optax.GradientTransformation(init, update)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.types import JeditError, Params
+from jedit.types import JeditError, Params, kernel_of
 
 
 def split(params: Params, lo: int, hi: int) -> Params:
@@ -64,7 +64,7 @@ def narrow(params: Params, layer: int) -> Params:
   The others go to 'below' and 'above', which become tuples of segments.
   """
   cut = lambda a, b: jax.tree.map(lambda x: x[a:b], params['site'])
-  count = params['site']['mlp']['down']['kernel'].shape[0]
+  count = kernel_of(params).shape[0]
   before = (cut(None, layer),) if layer else ()
   after = (cut(layer + 1, None),) if layer + 1 < count else ()
   return {
