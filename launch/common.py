@@ -169,20 +169,27 @@ def usable_requests(config: ConfigDict, path, loaded: Loaded):
   asked, skipped = requests.read(path, config.on_bad_request, config.target)
   _say_edition(os.fspath(path))
   if config.on_bad_request == 'skip':
-    whole, rendering = loaded.model.config.context_length, config.rendering
-    room = whole - writing.CONTEXT_TOKENS
+    room = loaded.model.config.context_length - writing.CONTEXT_TOKENS
     asked, more = prompts.usable(
-      loaded.tokenizer, asked, rendering, room, config.lookup
+      loaded.tokenizer, asked, config.rendering, room, config.lookup
     )
-    skipped += more
-    every = range(len(asked)) if config.spoken else ()
-    probe = evaluate.probe(loaded.tokenizer, asked, rendering, every)
-    most = np.zeros(len(asked), int)
-    np.maximum.at(most, probe.record, speech.tokens(probe, bool(config.spoken)))
-    pairs = list(zip(asked, most.tolist(), strict=True))
-    asked = [r for r, n in pairs if n <= whole]
-    skipped += [too_long(r, n, whole) for r, n in pairs if n > whole]
+    asked, long = _measurable(config, loaded, asked)
+    skipped += more + long
   return asked, skipped
+
+
+def _measurable(config: ConfigDict, loaded: Loaded, asked: list[Request]):
+  """(the requests whose questions the model takes; why others were left out)."""
+  if not asked:
+    return asked, []
+  free, room = bool(config.spoken), loaded.model.config.context_length
+  openings = range(len(asked)) if free else ()
+  probe = evaluate.probe(loaded.tokenizer, asked, config.rendering, openings)
+  most = np.zeros(len(asked), int)
+  np.maximum.at(most, probe.record, speech.tokens(probe, free))
+  pairs = list(zip(asked, most.tolist(), strict=True))
+  long = [too_long(r, n, room) for r, n in pairs if n > room]
+  return [r for r, n in pairs if n <= room], long
 
 
 def too_long(request: Request, tokens: int, room: int) -> str:
