@@ -179,7 +179,7 @@ def usable_requests(config: ConfigDict, path, loaded: Loaded):
 
 
 def _measurable(config: ConfigDict, loaded: Loaded, asked: list[Request]):
-  """(the requests whose questions the model takes; why others were left out)."""
+  """(the requests whose questions fit the model; why others were left out)."""
   if not asked:
     return asked, []
   free, room = bool(config.spoken), loaded.model.config.context_length
