@@ -2,8 +2,9 @@
 
 An edit is a folder with delta.safetensors, one [F, D] matrix a site layer, and
 manifest.json. Deltas are float64 differences of the weights as the model holds
-them, so applying and undoing an edit gives back the very bits. Everything is
-written under a temporary name and renamed.
+them; the few entries that they do not give back (a weight of -0.0) are kept by
+their bits, so applying and undoing an edit is exact. Everything is written under
+a temporary name and renamed.
 """
 
 import hashlib
@@ -203,7 +204,7 @@ def _read_edit(folder) -> tuple[dict, dict[str, np.ndarray]]:
     missing = [n for n in manifest['layers'] if _KERNEL.format(n) not in found]
     if missing:
       raise ValueError(f'delta.safetensors lacks layer {missing[0]}')
-  except (OSError, ValueError, safetensors.SafetensorError) as e:
+  except (OSError, ValueError, KeyError, safetensors.SafetensorError) as e:
     raise JeditError(f'{folder} is not a whole edit folder: {e}') from e
   return manifest, found
 
