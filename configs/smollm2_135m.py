@@ -123,10 +123,10 @@ by 0.73 (-0.07 to 1.56). Of a batch 2 to 13 targets are reached.
     --config.batch_size=100 --workdir=runs/a --grid=editor.keep=0.8,1.0
   python -m launch.report --runs=runs/a/editor.keep=1.0,runs/a/editor.keep=0.8
 
-(2026-11-22). What it thins out of MEMIT's dW is missed here, where the paper's
-figure has SRFusion hold its scores best (its Figure 5; the same facts, a fifth of
-the entries kept): score by probability and by argmax of 40 of the first 100 facts
-after 100, 200, 300, 400 and 500, then of all, and norm.
+(2026-11-22). What is thinned out of MEMIT's dW is missed here, where that figure
+has SRFusion hold its scores best (the same facts, a fifth of the entries kept).
+Score by probability and by argmax of 40 of the first 100 facts after 100, 200,
+300, 400 and 500, then all facts in the end:
 
   memit             |  82.8 82.4 81.5 77.8 78.8 |  55.7 51.2 43.2 34.6 27.9
   memit+keep_top    |  73.8 75.0 74.5 76.3 74.8 |  27.8 30.1 27.0 25.2 23.5
@@ -135,7 +135,7 @@ after 100, 200, 300, 400 and 500, then of all, and norm.
 
   memit             |  97.2  89.9  63.9  81.0 |  74.2  44.1   4.1  40.8 | 1.112
   memit+fuse        |  86.4  76.6  68.7  76.6 |  41.6  25.2   5.0  23.9 | 1.160
-KEEPTOP
+  memit+keep_top    |  92.0  80.5  68.1  79.0 |  55.2  32.4   4.6  30.7 | 1.089
   memit+drop_random |  36.2  32.1  70.7  41.1 |   1.4   1.3   5.4   2.7 | 1.026
 
   python -m launch.sweep --config.requests=counterfact_full_500.jsonl.gz \\

@@ -3,8 +3,8 @@
 An edit is a folder with delta.safetensors, one [F, D] matrix a site layer, and
 manifest.json. Deltas are float64 differences of the weights as the model holds
 them; the few entries that they do not give back (a weight of -0.0) are kept by
-their bits, so applying and undoing an edit is exact. Everything is written under
-a temporary name and renamed.
+their bits, so applying and undoing an edit is exact. Everything is written
+under a temporary name and renamed.
 """
 
 import hashlib
