@@ -123,8 +123,9 @@ by 0.73 (-0.07 to 1.56). Of a batch 2 to 13 targets are reached.
     --config.batch_size=100 --workdir=runs/a --grid=editor.keep=0.8,1.0
   python -m launch.report --runs=runs/a/editor.keep=1.0,runs/a/editor.keep=0.8
 
-(2026-11-22). What is thinned out of MEMIT's dW is missed here, where that figure
-has SRFusion hold its scores best (the same facts, a fifth of the entries kept).
+(2026-11-22). What is thinned out of MEMIT's dW is missed here, where that
+figure has SRFusion hold its scores best (the same facts, a fifth of the entries
+kept).
 Score by probability and by argmax of 40 of the first 100 facts after 100, 200,
 300, 400 and 500, then all facts in the end:
 
