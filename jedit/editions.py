@@ -21,7 +21,7 @@ class Edition(NamedTuple):
 
   Attributes:
     name: of the set.
-    records: how many, 0 where it holds none (vocabularies).
+    records: how many, 0 where they are not counted.
     sha256: of its bytes.
     source: where its publishers keep it; hub: is a path that jedit opens.
   """
