@@ -141,8 +141,9 @@ def get_config(
       'network': '',
       # The run.
       'checkpoint_every': 1,  # batches
-      'curve_every': 0,  # batches between two scores on the way; 0: none
-      'curve_records': 200,  # most records of each schedule that they ask for
+      'eval_records': 0,  # measured, spread over the stream; 0: all
+      'curve_at': (),  # numbers of edits after which the model is scored, too
+      'curve_records': 200,  # most records of each schedule that this asks for
       'max_perplexity': 10.0,  # times the base model's; the run stops above
       'max_norm': 3.0,  # times the base norm of any edited matrix
       'memory': 0.0,  # bytes the preflight may plan with; 0: what there is

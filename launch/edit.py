@@ -69,9 +69,7 @@ def _run(config, workdir, loaded, origin):
   groups, warnings = requests.batched(asked, size, config.on_collision)
   if config.on_collision == 'merge':
     asked = requests.merged(asked, groups, size)
-  judge = measure.measurer(
-    loaded, asked, config.rendering, config.spoken, config.references
-  )
+  judge = measure.measurer(config, loaded, asked)
   lo, hi = common.check_layers(config, loaded)
   editor = method.rehearse(config, loaded)
   if not origin:  # a run that goes on has the network that it began with

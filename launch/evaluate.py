@@ -27,12 +27,10 @@ def run(config: ConfigDict) -> None:
   for line in skipped:
     common.say(f'skipped: {line}')
   params = devices.put(config, loaded)
-  judge = measure.measurer(
-    loaded, asked, config.rendering, config.spoken, config.references
-  )
+  judge = measure.measurer(config, loaded, asked)
   measured = judge.after(params, None).metrics
   common.say(
-    f'{source}, {len(asked)} records of {path}: percent, and their 95 % '
+    f'{source}, {len(judge.sample)} records of {path}: percent, and their 95 % '
     'intervals, by the evaluation that is named'
   )
   folder.show_metrics({'it': measured})

@@ -142,6 +142,7 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
     'model': config.model,
     'method': config.method,
     'num_edits': len(judge.asked),
+    'num_measured': len(judge.sample),
     'batch_size': config.batch_size,
     'metrics': {'before': before.metrics, 'after': after.metrics},
     'perplexity': {
@@ -177,12 +178,13 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
 
 
 def write_records(path: pathlib.Path, judge, before, after) -> None:
-  """records.jsonl: each record's metrics before and after, by table.
+  """records.jsonl: metrics before and after of what is measured, by table.
 
   "says" is the most probable token after the prompt.
   """
   lines = []
-  for number, request in enumerate(judge.asked):
+  for number in judge.sample.tolist():
+    request = judge.asked[number]
     line = {'id': request.id, 'prompt': request.text, 'target': request.target}
     for when, measured in (('before', before), ('after', after)):
       line[when] = {'says': measured.says[number]}
@@ -226,9 +228,11 @@ def show_metrics(found: dict[str, dict]) -> None:
 
 def show(results: dict) -> None:
   """The tables before and after, and what the model says."""
+  measured = results.get('num_measured', results['num_edits'])
+  of = f', {measured} measured' if measured < results['num_edits'] else ''
   common.say(
-    f'\n{results["num_edits"]} facts, {results["method"]}: percent, and their '
-    '95 % intervals, by the evaluation that is named'
+    f'\n{results["num_edits"]} facts, {results["method"]}'
+    f'{of}: percent, and their 95 % intervals, by the evaluation that is named'
   )
   show_metrics(results['metrics'])
   left = results.get('overwritten')

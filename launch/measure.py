@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jedit import (
   checkpoint,
@@ -39,14 +40,14 @@ class Measured:
 
   Attributes:
     found: {table: [N, metrics]}, percent of each record; NaN unmeasured.
-    says: the most probable token after each request's prompt.
+    says: the most probable token after a request's prompt, by its index.
     said: continuations of the prompts that are shown.
     guess: what `unchanged` is held against (evaluate.Scores).
     seconds: what it took.
   """
 
   found: dict[str, np.ndarray]
-  says: list[str]
+  says: dict[int, str]
   said: list[str]
   guess: np.ndarray
   seconds: float
@@ -72,7 +73,8 @@ class Measurer:
   loaded: Loaded
   asked: Sequence[Request]
   rendering: str
-  probe: evaluate.Probe
+  sample: np.ndarray  # indices of the records that are measured
+  probe: evaluate.Probe  # of the sample, and of those that curves go back to
   spoken: np.ndarray  # indices of the questions that are asked freely, too
   texts: References | None  # about the new facts
 
@@ -110,17 +112,17 @@ class Measurer:
   ) -> dict[str, dict]:
     """{schedule: metrics} of a model on the way; at most `most` records each.
 
-    immediate: the facts just written; so_far: all that are; first: those that
-    were the first to be scored (retention). Facts that later ones have
-    overwritten by then are left out.
+    immediate: of the sample, the facts just written; so_far: all that are;
+    first: those that were the first to be scored (retention). Facts that later
+    ones have overwritten by then are left out.
     """
-    spread = lambda start, end: np.unique(
-      np.linspace(start, end, min(most, end - start), False).astype(int)
+    within = lambda records, start, end: _spread(
+      records[(start <= records) & (records < end)], most
     )
     chosen = {
-      'immediate': spread(counts.before, counts.now),
-      'so_far': spread(0, counts.now),
-      'first': spread(0, counts.first),
+      'immediate': within(self.sample, counts.before, counts.now),
+      'so_far': within(self.sample, 0, counts.now),
+      'first': within(np.unique(self.probe.record), 0, counts.first),
     }
     every = np.unique(np.concatenate(list(chosen.values())))
     here = np.flatnonzero(np.isin(self.probe.record, every))
@@ -164,6 +166,7 @@ class Measurer:
 
   def _found(self, scores, spoken, before):
     gone = requests.overwritten(self.asked)
+    gone |= set(self.probe.record.tolist()) - set(self.sample.tolist())
     then = before.guess if before else None
     spoken = dict(zip(self.spoken[: len(spoken)], spoken, strict=True))
     consistency = self._consistency(spoken) if self.texts else {}
@@ -187,8 +190,15 @@ class Measurer:
     return out
 
   def _measured(self, scores, said, spoken, before, start) -> Measured:
-    first = scores.guess[self.probe.kind == 0, 0, 0]  # one rewrite a record
-    says = [self.loaded.tokenizer.decode([i]) for i in first.tolist()]
+    first = self.probe.kind == 0  # one rewrite a record
+    says = {
+      record: self.loaded.tokenizer.decode([token])
+      for record, token in zip(
+        self.probe.record[first].tolist(),
+        scores.guess[first, 0, 0].tolist(),
+        strict=True,
+      )
+    }
     found = self._found(scores, spoken, before)
     seconds = time.perf_counter() - start
     return Measured(found, says, said, scores.guess, seconds)
@@ -226,31 +236,38 @@ def _metrics(found: dict[str, np.ndarray]) -> dict:
 
 
 def measurer(
-  loaded: Loaded,
-  asked: Sequence[Request],
-  rendering: str,
-  spoken: int = 0,
-  texts: str = '',
+  config: ConfigDict, loaded: Loaded, asked: Sequence[Request]
 ) -> Measurer:
   """The Measurer of a request set.
 
   Args:
+    config: eval_records, curve_at and curve_records say whose questions are
+      asked; rendering, how; of `spoken` records they are answered freely, too,
+      and the openings continued, which `references` says the facts about.
     loaded: the model.
     asked: the requests.
-    rendering: how prompts are put.
-    spoken: of so many records, spread over all, the questions are answered
-      freely, too, and the openings continued.
-    texts: about the new facts (references.read); '' is none.
   """
-  chosen = np.linspace(0, len(asked), spoken, endpoint=False).astype(int)
-  chosen = set(chosen.tolist())
-  probe = evaluate.probe(loaded.tokenizer, asked, rendering, chosen)
+  every = np.arange(len(asked))
+  sample = _spread(every, config.eval_records or len(asked))
+  first = _spread(every[: min(config.curve_at, default=0)], config.curve_records)
+  chosen = _spread(sample, config.spoken)
+  kept = np.union1d(sample, first)
+  openings = np.flatnonzero(np.isin(kept, chosen)).tolist()
+  these = [asked[i] for i in kept]
+  probe = evaluate.probe(loaded.tokenizer, these, config.rendering, openings)
+  probe = probe._replace(record=kept[probe.record])
   room = loaded.model.config.context_length
-  free = np.isin(probe.record, sorted(chosen))
+  free = np.isin(probe.record, chosen)
   long = speech.tokens(probe, free)
   if (long > room).any():
     worst = asked[probe.record[long.argmax()]]
     raise JeditError(common.too_long(worst, long.max(), room))
   free = np.flatnonzero(free & (probe.kind != metrics.ASKED.index('denial')))
-  about = references.read(texts) if texts else None
-  return Measurer(loaded, asked, rendering, probe, free, about)
+  about = references.read(config.references) if config.references else None
+  return Measurer(loaded, asked, config.rendering, sample, probe, free, about)
+
+
+def _spread(records: np.ndarray, most: int) -> np.ndarray:
+  """At most so many of them, at equal distances from the first on."""
+  count = min(most, len(records))
+  return records[np.linspace(0, len(records), count, False).astype(int)]

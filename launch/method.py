@@ -133,11 +133,16 @@ def check(config: ConfigDict) -> None:
       f'config.validation={config.validation!r}: contexts or test_prompts'
     )
   for field, least in (
-    ('spoken', 0), ('curve_every', 0), ('curve_records', 1),
+    ('spoken', 0), ('eval_records', 0), ('curve_records', 1),
     ('checkpoint_every', 1),
   ):  # fmt: skip
     if config[field] < least:
       raise JeditError(f'config.{field}={config[field]}: at least {least}')
+  if not all(isinstance(n, int) and n > 0 for n in config.curve_at):
+    raise JeditError(
+      f'config.curve_at={tuple(config.curve_at)}: numbers of edits, like '
+      '100,500,1000'
+    )
   if config.references and not config.spoken:
     raise JeditError(
       'config.references: consistency is measured of config.spoken records; '

@@ -107,13 +107,13 @@ def run(
   """Edits all batches, from the last checkpoint of the folder on.
 
   Args:
-    config: checkpoint_every, curve_every, max_perplexity, max_norm.
+    config: checkpoint_every, curve_at, max_perplexity, max_norm.
     loaded: the model.
     editor: the editor.
     params: split params before any edit (donated).
     begin: the editor's state before any edit, of params.
     batches: the whole stream.
-    judge: scores the model on the way, every `curve_every` batches.
+    judge: scores the model on the way, after `curve_at` records.
     before: what it measured of the base model.
     folder: run folder.
   """
@@ -172,6 +172,7 @@ def run(
     params = with_kernel(params, saved['kernel'])
     common.say(f'resuming after batch {cursor} of {total}')
   log = Log(folder, cursor)
+  records = lambda batches: min(batches * config.batch_size, len(judge.asked))
   aims = config.optimiser or 'stop' in config.editor  # others have no target
   facts = int(np.asarray(batches.valid).sum())
   done = int(np.asarray(batches.valid)[:cursor].sum())
@@ -207,14 +208,13 @@ def run(
         'base_perplexity': base_ppl,
       }
       _check(config, entry, store)
-      every = config.curve_every
-      if every and cursor // every > (cursor - real) // every:
-        scored = [e['cursor'] for e in log.lines if 'curve' in e]
-        ends = [*scored, cursor][0], [0, *scored][-1], cursor
+      now = records(cursor)
+      if any(records(cursor - real) < n <= now for n in config.curve_at):
+        scored = [records(e['cursor']) for e in log.lines if 'curve' in e]
         entry['curve'] = judge.curve(
           jedit.join(params),
           before,
-          Counts(*(min(n * config.batch_size, len(judge.asked)) for n in ends)),
+          Counts([*scored, now][0], [0, *scored][-1], now),
           config.curve_records,
         )
       log.add(**entry)  # before the checkpoint: a resumed run lacks no line

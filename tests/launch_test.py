@@ -46,7 +46,7 @@ def _program(home, name, *args, **kwargs):
 
 def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   work = tmp_path / 'a'
-  run(work, 'alphaedit', curve_every=2, spoken=3)
+  run(work, 'alphaedit', curve_at=(3, 8), spoken=3)
   results = json.loads((work / 'results.json').read_text())
   assert results['schema_version'] == 1
   assert results['num_edits'] == 8
@@ -83,11 +83,36 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   assert f'{after:.2f}' in report.render([report.read(str(work))])
   capsys.readouterr()
   stamp = (work / 'results.json').stat().st_mtime_ns
-  run(work, 'alphaedit', curve_every=2, spoken=3)
+  run(work, 'alphaedit', curve_at=(3, 8), spoken=3)
   assert 'finished' in capsys.readouterr().out
   assert (work / 'results.json').stat().st_mtime_ns == stamp
   with pytest.raises(JeditError, match='seed was 0, is 1'):
-    run(work, 'alphaedit', curve_every=2, spoken=3, seed=1)
+    run(work, 'alphaedit', curve_at=(3, 8), spoken=3, seed=1)
+
+
+def test_a_sample_is_measured_as_all_are(run, tmp_path):
+  """Those of the first score are kept in sight besides, not averaged."""
+  found = {}
+  for count in 0, 3:
+    work = tmp_path / str(count)
+    run(work, eval_records=count, curve_at=(2, 7), curve_records=2)
+    lines = (work / 'records.jsonl').read_text().splitlines()
+    results = json.loads((work / 'results.json').read_text())
+    found[count] = {r['id']: r for r in map(json.loads, lines)}, results
+  (all_, whole), (some, part) = found[0], found[3]
+  assert list(some) == ['f0', 'f2', 'f5'] and part['num_measured'] == 3
+  assert some == {name: all_[name] for name in some}
+  after = part['metrics']['after']['tables']['jedit']
+  for name in 'efficacy', 'generalization', 'specificity':
+    rows = [r['after']['jedit'][name] for r in some.values()]
+    assert after[name][0] == pytest.approx(np.mean(rows))
+  points = [
+    {(p['num_edits'], p['schedule']): p['metrics'] for p in r['curve']}
+    for r in (whole, part)
+  ]
+  assert set(points[0]) == set(points[1]) and len(points[0]) == 6
+  for edits in 2, 8:
+    assert points[0][edits, 'first'] == points[1][edits, 'first']
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
