@@ -141,7 +141,7 @@ Score by probability and by argmax of 40 of the first 100 facts after 100, 200,
 
   python -m launch.sweep --config.requests=counterfact_full_500.jsonl.gz \\
     --config.num_edits=500 --config.batch_size=100 --workdir=runs/b \\
-    --config.curve_every=1 --config.curve_records=40 \\
+    --config.curve_at=100,200,300,400,500 --config.curve_records=40 \\
     --grid=method=memit,memit+fuse,memit+keep_top,memit+drop_random
 
 Thinned, dW loses less of its first facts, of which it had written fewer. What

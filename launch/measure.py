@@ -249,7 +249,9 @@ def measurer(
   """
   every = np.arange(len(asked))
   sample = _spread(every, config.eval_records or len(asked))
-  first = _spread(every[: min(config.curve_at, default=0)], config.curve_records)
+  first = _spread(
+    every[: min(config.curve_at, default=0)], config.curve_records
+  )
   chosen = _spread(sample, config.spoken)
   kept = np.union1d(sample, first)
   openings = np.flatnonzero(np.isin(kept, chosen)).tolist()
