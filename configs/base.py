@@ -157,7 +157,7 @@ def get_config(
       # Texts about the new facts, for the consistency of what follows openings:
       # MEMIT's data folder, or a file like its attribute_snippets.json.
       'references': '',
-      # launch.evaluate, launch.generate: the params to look at ('' is `model`).
+      # launch.evaluate, launch.trace: the params to look at ('' is `model`).
       'params': '',
     }
   )

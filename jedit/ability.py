@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import metrics as scores
 
-from jedit import evaluate, speech
+from jedit import evaluate, metrics, speech
 from jedit.answers import contains, last_number
 from jedit.models.transformer import Model
 from jedit.questions import Questions, questions
@@ -245,6 +245,7 @@ def table(
   draws = np.random.default_rng(0).multinomial(count, times / count, size=1000)
   rows = [measure(d) for d in draws]
   ends = {k: np.percentile([r[k] for r in rows], [2.5, 97.5]) for k in rows[0]}
+  ends['accuracy'] = metrics.sure(100.0 * right) or ends['accuracy']
   return {k: (v, *map(float, ends[k])) for k, v in measure(times).items()}
 
 

@@ -67,7 +67,8 @@ def draw(
   logits = logits / how.temperature
   if not how.top_k and how.top_p >= 1:
     return sample(logits, key)
-  best, ids = jax.lax.top_k(logits, how.top_k or logits.shape[-1])
+  every = logits.shape[-1]
+  best, ids = jax.lax.top_k(logits, min(how.top_k or every, every))
   if how.top_p < 1:
     chance = jax.nn.softmax(best, axis=-1)
     before = jnp.cumsum(chance, axis=-1) - chance

@@ -230,18 +230,33 @@ def _ends(drawn: np.ndarray) -> tuple[float, float] | None:
   return float(low), float(high)
 
 
+def sure(x: np.ndarray) -> tuple[float, float] | None:
+  """The exact 95 % interval of records that are all 0, or all 100 percent.
+
+  However they are drawn, they are: a bootstrap would be sure of them. None of
+  others. (Clopper and Pearson, Biometrika 1934.)
+  """
+  room = 100 * 0.025 ** (1 / max(len(x), 1))
+  if len(x) and (x == 100).all():
+    return room, 100.0
+  return (0.0, 100 - room) if len(x) and (x == 0).all() else None
+
+
 def intervals(
   found: Mapping[str, np.ndarray],
   tables: Mapping[str, Table] = TABLES,
   draws: int = 2000,
   seed: int = 0,
 ) -> dict[str, dict[str, tuple[float, float] | None]]:
-  """{table: {name: (low, high)}}, 95 % bootstrap over records."""
+  """{table: {name: (low, high)}}, 95 % bootstrap over records, or `sure`."""
   out = {}
   for key, x in found.items():
     x = x[~np.isnan(x).all(axis=1)]
     drawn = _drawn(tables[key], x, draws, seed)
     out[key] = {name: _ends(values) for name, values in drawn.items()}
+    for metric, column in zip(tables[key].metrics, x.T, strict=True):
+      exact = sure(column[~np.isnan(column)])
+      out[key][metric.name] = exact or out[key][metric.name]
   return out
 
 

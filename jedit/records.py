@@ -32,6 +32,7 @@ class Request:
     openings: prompts for free generation.
     probes: questions with answers of their own.
     target_id: of the target, in the knowledge base it was taken from.
+    part_of: the record it comes from, where that asks for several edits.
   """
 
   id: str
@@ -45,6 +46,7 @@ class Request:
   openings: tuple[str, ...] = ()
   probes: tuple[Probe, ...] = ()
   target_id: str | None = None
+  part_of: str | None = None
 
   @property
   def text(self) -> str:

@@ -6,6 +6,7 @@ text.
 
 import collections
 import dataclasses
+import itertools
 import os
 import random
 from collections.abc import Sequence
@@ -33,22 +34,37 @@ def read(
     raise JeditError(f'on_bad_request={on_bad_request!r}: choose error or skip')
   out, skipped = [], []
   for number, (where, record) in enumerate(read_json(path)):
-    for one in unfold(record, str(number)):
-      try:
+    parts, found = list(unfold(record, str(number))), []
+    try:
+      for one in parts:
         if isinstance(one, JeditError):
           raise one
-        out.append(parse(one, where, str(number), target))
-      except JeditError as e:
-        if on_bad_request != 'skip':
-          raise
-        skipped.append(str(e))
+        found.append(parse(one, where, str(number), target))
+    except JeditError as e:
+      if on_bad_request != 'skip':
+        raise
+      rest = f', and with it {len(parts) - 1} other edits of its record'
+      skipped.append(f'{e}{rest if parts[1:] else ""}')
+      continue
+    if parts[1:]:
+      found = [dataclasses.replace(f, part_of=str(number)) for f in found]
+    out += found
   return out, skipped
+
+
+def whole(requests: Sequence[Request]) -> list[list[Request]]:
+  """The requests, those that come from one record together."""
+  found = itertools.groupby(enumerate(requests), lambda r: r[1].part_of or r[0])
+  return [[request for _, request in group] for _, group in found]
 
 
 def select(
   requests: Sequence[Request], num_edits: int, order: str, seed: int
 ) -> list[Request]:
-  """The first `num_edits` (0: all), as given or shuffled by the seed."""
+  """The first `num_edits` (0: all), as given or shuffled by the seed.
+
+  Edits of one record stay together: questions may ask for all of them.
+  """
   if order not in ('given', 'shuffled'):
     raise JeditError(f'order={order!r}: choose given or shuffled')
   if not requests:
@@ -58,9 +74,10 @@ def select(
       f'num_edits={num_edits}: the requests hold {len(requests)} usable '
       f'records; choose 0 (all) to {len(requests)}'
     )
-  out = list(requests)
+  records = whole(requests)
   if order == 'shuffled':
-    random.Random(seed).shuffle(out)
+    random.Random(seed).shuffle(records)
+  out = list(itertools.chain(*records))
   return out[: num_edits or len(out)]
 
 
@@ -142,6 +159,10 @@ def merged(
 
 
 def overwritten(requests: Sequence[Request]) -> set[int]:
-  """Indices of requests that a later one of the same fact replaces."""
-  last = {r.fact: i for i, r in enumerate(requests)}
-  return {i for i, r in enumerate(requests) if last[r.fact] != i}
+  """Indices of requests that a later one of the same fact replaces.
+
+  One that says the same in another record does not; the same one twice does.
+  """
+  last = {r.fact: (i, r) for i, r in enumerate(requests)}
+  gone = lambda i, r, j, by: i != j and (by.target != r.target or by == r)
+  return {i for i, r in enumerate(requests) if gone(i, r, *last[r.fact])}

@@ -34,8 +34,13 @@ def find(config: ConfigDict) -> pathlib.Path | None:
 
   Raises:
     JeditError: when its editor is not the config's, so that nothing would
-      protect its facts.
+      protect its facts; or when it is named by config.params.
   """
+  if config.params:
+    raise JeditError(
+      f'config.params={config.params!r}: launch.evaluate and launch.trace look '
+      'at it; a run to go on from is named by --config.model'
+    )
   path = folder_of(config.model)
   if path is None:
     return None

@@ -22,6 +22,8 @@ _FREE = (
   'data_parallel', 'model_parallel', 'fsdp', 'memory', 'max_perplexity',
   'max_norm',
 )  # fmt: skip
+# What a run writes before its first edit.
+_FIRST = 'config.json', 'contexts.json', 'held_out.json'
 _ALWAYS = 'memit-2022', 'jedit', 'wild-2025', 'jedit-spoken', 'jedit-long'
 
 
@@ -45,8 +47,11 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
   resolved = json.loads(config.to_json_best_effort()) | {'inputs': facts}
   if not workdir and jax.process_count() > 1:
     raise JeditError('name a --workdir that all processes share')
-  path = pathlib.Path(workdir or _new_name(config))
+  path = pathlib.Path(workdir or new_name(config.method))
   known = path / 'config.json'
+  there = list(path.iterdir()) if path.exists() else []
+  begun = any(p.suffix != '.part' and p.name not in _FIRST for p in there)
+  stale = False
   if known.is_file():
     try:
       old = json.loads(known.read_text())
@@ -59,7 +64,8 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
       for k in old | resolved
       if old.get(k) != resolved.get(k) and k not in _FREE
     ]
-    if wrong:
+    stale = bool(wrong) and not begun  # refused then: it is asked for afresh
+    if wrong and begun:
       listed = '; '.join(
         f'{k} was {old.get(k)!r}, is {resolved.get(k)!r}' for k in wrong
       )
@@ -67,17 +73,20 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
         f'{path} is of a run with another config ({listed}); name another '
         '--workdir'
       )
-  elif path.exists() and any(p.suffix != '.part' for p in path.iterdir()):
+  elif begun:
     raise JeditError(f'{path} holds something else; name another --workdir')
   devices.wait('folder')  # all have looked before one writes
   path.mkdir(parents=True, exist_ok=True)
+  if stale and sharding.writes():
+    for name in _FIRST:
+      (path / name).unlink(missing_ok=True)
   checkpoint.write_text(known, json.dumps(resolved, indent=2) + '\n')
   return path
 
 
-def _new_name(config: ConfigDict) -> str:
-  stamp = time.strftime('%Y%m%d-%H%M%S')
-  return f'runs/{stamp}-{config.method}'
+def new_name(what: str) -> str:
+  """Of a folder for a run that is not told one."""
+  return f'runs/{time.strftime("%Y%m%d-%H%M%S")}-{what}'
 
 
 class Log:

@@ -88,7 +88,10 @@ def _measured(finished: str, config: ConfigDict, inputs: dict) -> np.ndarray:
     raise JeditError(f'--run={finished}: no results.json; name a finished run')
   run = json.loads((path / 'config.json').read_text())
   here = json.loads(config.to_json_best_effort()) | {'inputs': inputs}
-  must = 'inputs', 'layers', 'batch_size', 'num_edits', 'order', 'seed'
+  must = (
+    'inputs', 'layers', 'batch_size', 'num_edits', 'order', 'seed', 'target',
+    'lookup', 'rendering', 'on_bad_request', 'on_collision',
+  )  # fmt: skip
   wrong = [k for k in must if run.get(k) != here[k]]
   lines = (path / 'log.jsonl').read_text().splitlines()
   found = [r for line in lines for r in json.loads(line)['residual']]

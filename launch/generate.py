@@ -9,6 +9,7 @@ from absl import flags
 
 from jedit import generate, tokens, writing
 from jedit.models.load import load
+from jedit.types import JeditError
 from launch import common
 
 _PARAMS = flags.DEFINE_string(
@@ -35,6 +36,11 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the sampling.')
 
 
 def main(_):
+  if _TOP_K.value == 1 and (_TOP_P.value, _TEMPERATURE.value) != (1, 1):
+    raise JeditError(
+      '--top_p, --temperature: with --top_k=1 only the likeliest token is '
+      'taken; add --top_k=0'
+    )
   loaded = load(_PARAMS.value)
   params = jax.tree.map(jnp.asarray, loaded.params)
   texts = [

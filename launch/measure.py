@@ -29,7 +29,7 @@ from jedit.types import JeditError, Params
 from launch import common, devices
 
 _SHOWN, _LENGTH = 3, 16  # prompts continued, tokens each
-_FORM = '2'  # of what is kept of the base model; older files are left alone
+_FORM = '3'  # of what is kept of the base model; older files are left alone
 # Where results.json keeps CounterFact's measures, and whose they are.
 COUNTERFACT = {'probability': 'memit-2022', 'argmax': 'jedit'}
 
@@ -82,6 +82,7 @@ class Measurer:
     """Of the base model; kept in the cache, where any run finds it."""
     arrays = *self.probe.questions, self.probe.kind, self.spoken
     asked = [checkpoint.digest(a.tobytes()) for a in arrays]
+    asked += self.shown()
     model, tokenizer = self.loaded.model, self.loaded.tokenizer
     how = (
       model.config, tokenizer.eos_token_id, jax.default_backend(),
@@ -116,28 +117,29 @@ class Measurer:
     first: those that were the first to be scored (retention). Facts that later
     ones have overwritten by then are left out.
     """
+    known = np.unique(self.probe.record)
+    here = self.sample if counts.now > counts.first else known
     within = lambda records, start, end: _spread(
-      records[(start <= records) & (records < end)], most
+      self.asked, records[(start <= records) & (records < end)], most
     )
     chosen = {
-      'immediate': within(self.sample, counts.before, counts.now),
-      'so_far': within(self.sample, 0, counts.now),
-      'first': within(np.unique(self.probe.record), 0, counts.first),
+      'immediate': within(here, counts.before, counts.now),
+      'so_far': within(here, 0, counts.now),
+      'first': within(known, 0, counts.first),
     }
     every = np.unique(np.concatenate(list(chosen.values())))
     here = np.flatnonzero(np.isin(self.probe.record, every))
     part = evaluate.pick(self.probe, here)
     scores = self._scores(params, part, f'after {counts.now}')
     gone = requests.overwritten(self.asked[: counts.now])
+    rows = lambda kept: evaluate.by_record(
+      scores,
+      part,
+      before.guess[here],
+      gone | set(every.tolist()) - set(kept.tolist()),
+    )
     return {
-      name: _metrics(
-        evaluate.by_record(
-          scores,
-          part,
-          before.guess[here],
-          gone | set(every.tolist()) - set(kept.tolist()),
-        )
-      )
+      name: {'records': len(kept), **_metrics(rows(kept))}
       for name, kept in chosen.items()
     }
 
@@ -248,11 +250,13 @@ def measurer(
     asked: the requests.
   """
   every = np.arange(len(asked))
-  sample = _spread(every, config.eval_records or len(asked))
-  first = _spread(
-    every[: min(config.curve_at, default=0)], config.curve_records
-  )
-  chosen = _spread(sample, config.spoken)
+  beyond = [n for n in config.curve_at if n > len(asked)]
+  if beyond:
+    common.say(f'not scored after {beyond} edits: there are {len(asked)}')
+  start = min(set(config.curve_at) - set(beyond), default=0)
+  sample = _spread(asked, every, config.eval_records or len(asked))
+  first = _spread(asked, every[:start], config.curve_records)
+  chosen = _spread(asked, sample, config.spoken)
   kept = np.union1d(sample, first)
   openings = np.flatnonzero(np.isin(kept, chosen)).tolist()
   these = [asked[i] for i in kept]
@@ -269,7 +273,17 @@ def measurer(
   return Measurer(loaded, asked, config.rendering, sample, probe, free, about)
 
 
-def _spread(records: np.ndarray, most: int) -> np.ndarray:
-  """At most so many of them, at equal distances from the first on."""
-  count = min(most, len(records))
-  return records[np.linspace(0, len(records), count, False).astype(int)]
+def _spread(
+  asked: Sequence[Request], index: np.ndarray, most: int
+) -> np.ndarray:
+  """Of at most so many records, at equal distances from the first on.
+
+  Args:
+    asked: the requests; those of one record are taken together.
+    index: of those that are to choose from, ascending.
+    most: records.
+  """
+  sizes = [len(group) for group in requests.whole([asked[i] for i in index])]
+  record = np.repeat(np.arange(len(sizes)), sizes)
+  chosen = np.linspace(0, len(sizes), min(most, len(sizes)), False)
+  return index[np.isin(record, chosen.astype(int))]

@@ -150,6 +150,7 @@ def costs(runs: list[Run]) -> list[dict]:
       'name': run.name,
       'method': run.config['method'],
       'facts': run.results['num_edits'],
+      'measured': len(run.records),
       'seconds': run.results['timing']['edit_seconds_per_fact'],
       'norm': max(run.log[-1]['norm_ratio']),
       'perplexity': run.results['perplexity'],
@@ -193,10 +194,13 @@ def curves(runs: list[Run]) -> dict:
   return out
 
 
-def failed(run: Run) -> tuple[list[dict], int]:
-  """(the first records that were not learnt, how many there are)."""
-  lost = [r for r in run.records if r['after']['jedit']['efficacy'] == 0]
-  return lost[:_FAILED], len(lost)
+def failed(run: Run) -> tuple[list[dict], int, int]:
+  """(the first records not learnt, how many there are, of how many)."""
+  found = [r['after']['jedit']['efficacy'] for r in run.records]
+  pairs = zip(run.records, found, strict=True)
+  lost = [record for record, value in pairs if value == 0]
+  asked = sum(value is not None for value in found)
+  return lost[:_FAILED], len(lost), asked
 
 
 def render(runs: list[Run]) -> str:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jedit import checkpoint, evaluate, trace
 from jedit.models.load import load
 from jedit.types import JeditError
-from launch import common, picture
+from launch import common, folder, picture
 
 _CONFIG = common.config_flag()
 _FACTS = flags.DEFINE_integer('facts', 40, 'Known facts.', lower_bound=1)
@@ -35,6 +35,9 @@ def main(_):
 def run(config: ConfigDict, most: int, samples: int, workdir: str) -> None:
   """Traces the first `most` of all requests that the model knows."""
   path, source = config.requests or common.FACTS, config.params or config.model
+  out = pathlib.Path(workdir or folder.new_name('trace'))
+  if (out / 'trace.json').exists():
+    raise JeditError(f'{out} holds a trace; name another --workdir')
   loaded = load(source)
   model, tokenizer, how = loaded.model, loaded.tokenizer, config.rendering
   lo, hi = common.check_layers(config, loaded)
@@ -66,7 +69,6 @@ def run(config: ConfigDict, most: int, samples: int, workdir: str) -> None:
     f'\n--config.layers="{layers}": as many as config.layers, around the peak '
     f'of the MLPs at the last subject token, layer {np.argmax(peak)}'
   )
-  out = pathlib.Path(workdir or 'runs/trace')
   out.mkdir(parents=True, exist_ok=True)
   ids = [r.id for r in known[:most]]
   written = {'model': source, 'requests': str(path), 'facts': ids, **settings}

@@ -122,6 +122,17 @@ def test_means_are_those_of_records():
   assert 'score' not in table['alphaedit-2025']
 
 
+@pytest.mark.parametrize('count, low', [(1, 2.5), (40, 91.19), (200, 98.17)])
+def test_the_interval_of_what_is_always_right_is_exact(count, low):
+  """Clopper and Pearson's, as tables have it."""
+  right = {'memit-2022': np.full((count, 3), 100.0)}
+  ends = metrics.intervals(right)['memit-2022']['efficacy']
+  assert ends == (pytest.approx(low, abs=0.005), 100)
+  wrong = {'memit-2022': np.zeros((count, 3))}
+  ends = metrics.intervals(wrong)['memit-2022']['efficacy']
+  assert ends == (0, pytest.approx(100 - low, abs=0.005))
+
+
 def test_intervals_hold_the_mean_and_shrink_with_more_records():
   table, ends = metrics.summary(found()), metrics.intervals(found())
   more = metrics.intervals(found(count=400))

@@ -219,6 +219,20 @@ def test_words_split_in_another_way_are_refused():
     gguf._tokenizer(fields.__getitem__)
 
 
+@pytest.mark.parametrize('bos, eos', [(1, 0), (0, 1), (1, 1), (0, 0)])
+def test_what_a_text_begins_and_ends_with_is_put_there(bos, eos):
+  fields = {
+    'model': 'gpt2', 'pre': 'gpt-2', 'tokens': ['a', '<s>', '</s>'],
+    'merges': [], 'token_type': [1, 3, 3], 'bos_token_id': 1,
+    'eos_token_id': 2, 'unknown_token_id': 2, 'padding_token_id': 2,
+    'add_bos_token': bool(bos), 'add_eos_token': bool(eos),
+  }  # fmt: skip
+  fields = {f'tokenizer.ggml.{key}': value for key, value in fields.items()}
+  fields['tokenizer.chat_template'] = '{{ messages }}'
+  ids = gguf._tokenizer(fields.get)('aa').input_ids
+  assert ids == [1] * bos + [0, 0] + [2] * eos
+
+
 @pytest.mark.parametrize(
   'fields, words',
   [

@@ -17,8 +17,11 @@ import pytest
 
 from jedit import checkpoint
 from jedit.models import load
+from jedit.records import Request
 from jedit.types import JeditError
 from launch import (
+  devices,
+  evaluate,
   foresee,
   grid,
   measure,
@@ -44,7 +47,9 @@ def _program(home, name, *args, **kwargs):
   )  # fmt: skip
 
 
-def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
+def test_a_run_writes_its_folder_and_prints_it_again(
+  make, run, tmp_path, capsys
+):
   work = tmp_path / 'a'
   run(work, 'alphaedit', curve_at=(3, 8), spoken=3)
   results = json.loads((work / 'results.json').read_text())
@@ -82,6 +87,12 @@ def test_a_run_writes_its_folder_and_prints_it_again(run, tmp_path, capsys):
   assert tables['jedit-spoken']['efficacy'] is not None
   assert f'{after:.2f}' in report.render([report.read(str(work))])
   capsys.readouterr()
+  config = make('alphaedit')
+  config.params = str(work)
+  with devices.use(config):
+    evaluate.run(config)
+  line = capsys.readouterr().out.splitlines()[-1]
+  assert json.loads(line)['metrics']['counterfact'] == final
   stamp = (work / 'results.json').stat().st_mtime_ns
   run(work, 'alphaedit', curve_at=(3, 8), spoken=3)
   assert 'finished' in capsys.readouterr().out
@@ -113,6 +124,35 @@ def test_a_sample_is_measured_as_all_are(run, tmp_path):
   assert set(points[0]) == set(points[1]) and len(points[0]) == 6
   for edits in 2, 8:
     assert points[0][edits, 'first'] == points[1][edits, 'first']
+  assert points[0][2, 'so_far'] == points[1][2, 'so_far']  # the same two
+  counts = [points[1][8, s]['records'] for s in ('immediate', 'so_far')]
+  assert counts == [2, 2]  # of f2 and f5; of f0, f2 and f5 at most two
+
+
+def test_what_the_base_said_is_of_these_prompts(run, home, tmp_path):
+  facts = [
+    json.loads(x) for x in (home / 'facts.jsonl').read_text().splitlines()
+  ]
+  facts[1]['prompt'] = 'The city of {} is in'
+  other = tmp_path / 'other.jsonl'
+  other.write_text('\n'.join(map(json.dumps, facts)))
+  for name in str(home / 'facts.jsonl'), str(other):
+    work = tmp_path / pathlib.Path(name).stem
+    run(work, requests=name, eval_records=1)
+    found = json.loads((work / 'results.json').read_text())['continuations']
+    prompt = found[1]['prompt']
+    assert prompt == facts[1]['prompt'].format('Rome') or work.stem == 'facts'
+  assert prompt == 'The city of Rome is in'
+
+
+def test_a_record_of_several_edits_is_sampled_whole():
+  part = lambda i: Request(
+    str(i), '{} is', 'a', 'b', part_of=str(i // 4) if i < 16 else None
+  )
+  asked, every = [part(i) for i in range(18)], np.arange(18)
+  spread = lambda most: measure._spread(asked, every, most).tolist()
+  assert spread(2) == [0, 1, 2, 3, *range(12, 16)]
+  assert spread(99) == every.tolist() and spread(0) == []
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -153,8 +193,7 @@ def test_what_a_record_lacks_is_null(run, tmp_path):
   work = tmp_path / 'a'
   with pytest.raises(JeditError, match="no subject; .* lookup='last'"):
     run(work, requests=str(facts))
-  work = tmp_path / 'b'
-  run(work, requests=str(facts), lookup='last')
+  run(work, requests=str(facts), lookup='last')  # the folder is not spoilt
   after = json.loads((work / 'results.json').read_text())['metrics']['after']
   after = after['counterfact']
   assert after['probability'] == dict.fromkeys(
@@ -179,6 +218,9 @@ def test_what_a_record_lacks_is_null(run, tmp_path):
     ({'method': 'alphaedit'}, 'choose it as --config=FILE:METHOD'),
     ({'memory': 1000.0}, 'smaller --config.batch_size'),
     ({'max_norm': 0.5}, 'stopped after 2 facts.*max_norm'),
+    ({'params': 'runs/a'}, "params='runs/a': .* named by --config.model"),
+    ({'eval_records': -1}, 'eval_records=-1: at least 0'),
+    ({'curve_at': (0, 4)}, r'curve_at=\(0, 4\): numbers of edits, like'),
     ({'corpus': 'nowhere.txt'}, 'nowhere.txt'),
   ],
 )
@@ -443,6 +485,8 @@ def test_a_grid_is_a_product(make):
     (['num_edits=2,99'], '8 usable records'),
     (['editor.weight=0.0'], 'weight=0.0, penalty=0.0: the weight of C must'),
     (['optimiser.steps=0'], 'steps=0, stages=.*: at least one step'),
+    (['optimiser.clamp=-1.0'], 'clamp=-1.0: a share of'),
+    (['curve_at=soon'], 'curve_at=soon'),
   ],
 )
 def test_a_bad_grid_is_refused_before_the_first_run(
@@ -508,6 +552,11 @@ def test_tracing_names_layers(home, tmp_path, monkeypatch):
   np.testing.assert_allclose(whole[-1, -1], gain, rtol=1e-4)
   assert abs(gain) > 1e-3
   assert (work / 'trace.png').read_bytes()[:4] == b'\x89PNG'
+  again = _program(
+    home, 'trace', f'--config={home}/tiny.py', f'--workdir={work}'
+  )
+  assert 'holds a trace; name another' in again.communicate(timeout=300)[1]
+  assert again.returncode == 2
 
 
 def test_the_other_programs(home, tmp_path):
@@ -522,6 +571,17 @@ def test_the_other_programs(home, tmp_path):
     ('edit', [f'{config}:memmit'], 'choose one of adaedit, alphaedit'),
     ('edit', ['--config.nothing=1'], "no field 'nothing'"),
     ('convert', [f'--base={home}/model', f'--out={home}'], 'exists'),
+    (
+      'convert',
+      [f'--base={home}/model', f'--out={tmp_path}/back', '--undo'],
+      '--undo: name the edit',
+    ),
+    ('report', ['--runs='], '--runs: name a run folder'),
+    (
+      'generate',
+      [f'--params={home}/model', '--prompt=Oslo', '--temperature=2'],
+      '--top_k=0',
+    ),
   ]
   good = [_program(home, name, *args) for name, args in calls.items()]
   for run in good:

@@ -182,7 +182,10 @@ _P30 = dataclasses.replace(_OSLO, relation='P30')
 def test_published_layouts(tmp_path, record, changes):
   """Neighbours are prompts whose answer is the old target, no others."""
   got, _ = requests.read(write(tmp_path / 'a.jsonl', [record]))
-  assert got == [dataclasses.replace(_OSLO, **change) for change in changes]
+  of = '0' if changes[1:] else None
+  assert got == [
+    dataclasses.replace(_OSLO, part_of=of, **change) for change in changes
+  ]
 
 
 _QUESTION = {
@@ -564,6 +567,55 @@ def test_overwritten():
   stream = [_A, request('Spain'), _B, request('Spain', 'Oslo'), request('Peru')]
   assert requests.overwritten(stream) == {0, 1}
   assert requests.overwritten([]) == set()
+  same = dataclasses.replace(_A, id='7')  # says it again, in another record
+  assert requests.overwritten([_A, same]) == set()
+  assert requests.overwritten([_A, _B, same]) == {1}
+  assert requests.overwritten([_A, _A]) == {0}
+
+
+def _chains(path, *targets):
+  """MQuAKE's layout: questions ask for all edits of a record together."""
+  edit = lambda n, target: {
+    'prompt': '{} is in', 'subject': f'City {n}', 'target_new': {'str': target}
+  }  # fmt: skip
+  path.write_text(
+    '\n'.join(
+      json.dumps(
+        {
+          'case_id': case,
+          'requested_rewrite': [
+            edit(f'{case}.{i}', t) for i, t in enumerate(new)
+          ],
+          'questions': ['Where?'],
+          'new_answer': new[-1],
+        }
+      )
+      for case, new in enumerate(targets)
+    )
+  )
+  return path
+
+
+def test_edits_of_one_record_stay_together(tmp_path):
+  path = _chains(tmp_path / 'a.jsonl', *[('Rome', 'Oslo', 'Lima')] * 9, ('x',))
+  asked, _ = requests.read(path)
+  assert [len(group) for group in requests.whole(asked)] == [3] * 9 + [1]
+  assert asked[-1].part_of is None
+  mixed = requests.select(asked, 0, 'shuffled', 1)
+  ids = [r.id for r in mixed]
+  assert sorted(ids) == sorted(r.id for r in asked) and mixed != asked
+  firsts = [i for i, name in enumerate(ids) if name.endswith('.0')]
+  for i in firsts:
+    name = ids[i].partition('.')[0]
+    assert name == '9' or ids[i : i + 3] == [f'{name}.{n}' for n in range(3)]
+
+
+def test_what_lacks_an_edit_is_skipped_whole(tmp_path):
+  path = _chains(tmp_path / 'a.jsonl', ('Rome', ''), ('Oslo', 'Lima'))
+  asked, skipped = requests.read(path, 'skip')
+  assert [r.id for r in asked] == ['1.0', '1.1']
+  [line] = skipped
+  assert 'record 0.1' in line and 'with it 1 other edits' in line
 
 
 @pytest.mark.parametrize('name, count, paraphrases, neighbours', [

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import tokenizers
 import transformers
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, pre_tokenizers, processors
 
 from jedit.models import hf
 from jedit.models.transformer import Model, build
@@ -121,6 +121,14 @@ def _tokenizer(field) -> transformers.PreTrainedTokenizerFast:
       if kind == 3
     ]
   )
+  adds = lambda key: field(f'tokenizer.ggml.add_{key}_token', False)
+  first, last = ([name(key)] if adds(key) else [] for key in ('bos', 'eos'))
+  if first or last:
+    bpe.post_processor = processors.TemplateProcessing(
+      single=[*first, '$A', *last],
+      pair=[*first, '$A', '$B', *last],
+      special_tokens=[(token, vocab[token]) for token in first + last],
+    )
   out = transformers.PreTrainedTokenizerFast(
     tokenizer_object=bpe,
     bos_token=name('bos'),
@@ -141,10 +149,12 @@ def load(
   except (ValueError, IndexError) as e:
     raise JeditError(f'{path} is not a whole GGUF file: {e}') from e
 
-  def field(name):
-    if name not in reader.fields:
-      raise JeditError(f'{path}: no field {name}')
-    return reader.fields[name].contents()
+  def field(name, *default):
+    if name in reader.fields:
+      return reader.fields[name].contents()
+    if default:
+      return default[0]
+    raise JeditError(f'{path}: no field {name}')
 
   if field('general.architecture') != 'llama':
     raise JeditError(

@@ -2,14 +2,14 @@
 
   python -m tests.benchmarks.speed --batch=50 --batches=10 --forced --plain=2
 
-Everything between request and weights, steady state, layers 4-8 of SmolLM2,
-AlphaEdit, CounterFact. The share counts needed operations only: real tokens
-from the lookup on x steps x layers above x weights x 2, forward and backward,
-and the head at the scored positions. `--plain` facts are also optimised in the
-order of the references, one at a time through the whole model at every step,
-and the evaluation of the records is timed. All devices are used: with
-JAX_NUM_CPU_DEVICES=2 each of two cores has half of a batch. JEDIT_DATA as in
-quality.py.
+Everything between request and weights, steady state, AlphaEdit, CounterFact,
+by the value engine of --config (--config.optimiser.steps=5). The share counts
+needed operations only: real tokens from the lookup on x steps x layers above x
+weights x 2, forward and backward, and the head at the scored positions.
+`--plain` facts are also optimised in the order of the references, one at a
+time through the whole model at every step, and the evaluation of the records
+is timed. All devices are used: with JAX_NUM_CPU_DEVICES=2 each of two cores
+has half of a batch. JEDIT_DATA as in quality.py.
 """
 
 import functools
@@ -21,25 +21,21 @@ import numpy as np
 from absl import app, flags
 
 import jedit
-from configs import smollm2_135m
 from jedit import evaluate, requests, values, writing
 from jedit.models import layers
 from jedit.parts import each_part
 from jedit.rows import enter
 from jedit.types import SecondMoment
-from launch import devices, preflight, stream
+from launch import common, devices, preflight, stream
 from tests import tiny
 from tests.field_data import FOLDER
 from tests.values_test import plain
 
+_CONFIG = common.config_flag()
 _SIZE = flags.DEFINE_integer('batch', 50, 'Facts solved together.')
 _COUNT = flags.DEFINE_integer('batches', 4, 'Batches.')
 _FORCED = flags.DEFINE_bool('forced', False, 'All steps, no early stop.')
 _PLAIN = flags.DEFINE_integer('plain', 0, "Facts for the references' order.")
-_PRODUCTS = flags.DEFINE_enum(
-  'products', 'bfloat16', ['float32', 'bfloat16'], 'Of the value engine.'
-)
-_STEPS = flags.DEFINE_integer('steps', 25, 'Evaluations of the objective.')
 
 
 def peak(
@@ -67,20 +63,19 @@ def needed(model, batch, steps: int, above: int) -> float:
   return float(2 * steps * once)
 
 
-def plain_seconds(model, params, batch, count: int, **kwargs) -> float:
+def plain_seconds(model, params, batch, count, layer, **kwargs) -> float:
   """Seconds a fact of the values alone, compilation excluded."""
   pick = lambda i: tiny.pick(batch, [i])
-  plain(model, params, pick(0), 8, **kwargs | {'steps': 2})
+  plain(model, params, pick(0), layer, **kwargs | {'steps': 2})
   start = time.perf_counter()
   for i in range(count):
-    plain(model, params, pick(i), 8, **kwargs)
+    plain(model, params, pick(i), layer, **kwargs)
   return (time.perf_counter() - start) / count
 
 
 def main(_):
-  config = smollm2_135m.get_config()
-  with devices.use(config):
-    measure(config)
+  with devices.use(_CONFIG.value):
+    measure(_CONFIG.value)
 
 
 def measure(config):
@@ -95,10 +90,12 @@ def measure(config):
   texts = writing.contexts(model, whole, loaded.tokenizer, 0)
   batches = jedit.edit_batches(loaded.tokenizer, groups, texts, _SIZE.value)
   width = model.config.mlp_width
-  flat = SecondMoment(np.tile(1e-3 * np.eye(width, dtype='f'), (5, 1, 1)), 1.0)
-  stop = {'stop': 0.0} if _FORCED.value else {}
-  engine = stop | {'products': _PRODUCTS.value}
-  optimise = values.optimiser(model, steps=_STEPS.value, **engine)
+  count = config.layers[1] - config.layers[0] + 1
+  flat = np.tile(1e-3 * np.eye(width, dtype='f'), (count, 1, 1))
+  flat = SecondMoment(flat, 1.0)
+  engine = config.optimiser.to_dict()
+  engine |= {'stop': 0.0} if _FORCED.value else {}
+  optimise = values.optimiser(model, **engine)
   editor = jedit.alphaedit(model, flat, optimise=optimise)
   state = editor.init(split)
   one = lambda i: stream.chunk(batches, i, 1)
@@ -129,11 +126,11 @@ def measure(config):
       flush=True,
     )
   if _FORCED.value:
-    above = model.config.num_layers - 9
+    above = model.config.num_layers - config.layers[1] - 1
     first = jax.tree.map(lambda a: np.asarray(a[0]), batches)
-    work = needed(model, first, _STEPS.value - 1, above)
+    work = needed(model, first, engine['steps'] - 1, above)
     run = targets.lower(split, one(0)).compile()
-    rounded = _PRODUCTS.value == 'bfloat16'
+    rounded = engine['products'] == 'bfloat16'
     fast = peak(rounded)
     start = time.perf_counter()
     run(split, one(0)).block_until_ready()
@@ -149,8 +146,10 @@ def measure(config):
   print(f'median {rate:.3f} s a fact; batches {np.round(spent, 1).tolist()} s')
   if _PLAIN.value:
     first = jax.tree.map(lambda a: np.asarray(a[0]), batches)
+    names = 'steps', 'lr', 'clamp', 'stop', 'weight_decay', 'kl_factor'
+    same = {n: engine[n] for n in names}
     slow = plain_seconds(
-      model, whole, first, _PLAIN.value, steps=_STEPS.value, **stop
+      model, whole, first, _PLAIN.value, config.layers[1], **same
     )
     print(
       f"the references' order: {slow:.1f} s a fact, {slow / rate:.1f} times"
