@@ -214,6 +214,8 @@ def table(
 ) -> dict[str, tuple[float, float, float]]:
   """{measure: (value, low, high)} in percent, 95 % bootstrap over items.
 
+  Of an accuracy of 0 or 100, metrics.sure.
+
   Args:
     asked: the items.
     right: bool [N].

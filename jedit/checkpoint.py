@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
 from jedit import sharding
-from jedit.files import part_of
+from jedit.files import save_tensors, whole
 from jedit.models import hf
 from jedit.types import JeditError, Params
 
@@ -61,10 +62,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file whole or not at all."""
   if not sharding.writes():
     return
-  path = pathlib.Path(path)
-  part = part_of(path)
-  part.write_text(text, encoding='utf-8')
-  part.rename(path)
+  with whole(pathlib.Path(path)) as f:
+    f.write(text.encode())
 
 
 def _filled(tree):
@@ -87,25 +86,28 @@ def save(path: str | os.PathLike, tree) -> None:
 def load(path: str | os.PathLike, like):
   """Pytree of a checkpoint; `like` gives structure, shapes and dtypes.
 
-  Arrays come back laid out as those of `like` are, on whatever devices.
+  Arrays come back laid out as those of `like` are, on whatever devices; what is
+  but a shape there, as NumPy's.
   """
   path = pathlib.Path(path).absolute()
-  alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
   def shape(x):
-    where = (x.sharding if isinstance(x, jax.Array) else None) or alone
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    if isinstance(x, jax.Array):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    return np.broadcast_to(np.zeros((), x.dtype), x.shape)
 
   like = jax.tree.map(shape, like)
   try:
     found = ocp.load(path, _filled(like))
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, _filled(like))
   except Exception as e:  # orbax raises many kinds for a damaged folder
     raise JeditError(
       f'checkpoint {path} is damaged or of another run ({type(e).__name__}); '
       'remove it to resume from the one before'
     ) from e
   none = lambda x: x is None
-  fill = lambda x, y: jnp.zeros(y.shape, y.dtype) if none(x) else x
+  empty = lambda y: (np if isinstance(y, np.ndarray) else jnp).zeros
+  fill = lambda x, y: empty(y)(y.shape, y.dtype) if none(x) else x
   return jax.tree.map(fill, found, like, is_leaf=none)
 
 
@@ -150,13 +152,13 @@ def write_edit(
   deltas = {}
   for layer, *pair in zip(manifest['layers'], base, edited, strict=True):
     deltas |= _difference(_KERNEL.format(layer), *map(np.asarray, pair))
-  safetensors.numpy.save_file(deltas, part / 'delta.safetensors')
+  save_tensors(part / 'delta.safetensors', deltas)
   if state is not None:
     leaves = {
       str(i): np.asarray(x, order='C')  # numbers stay numbers
       for i, x in enumerate(jax.tree.leaves(state))
     }
-    safetensors.numpy.save_file(leaves, part / 'state.safetensors')
+    save_tensors(part / 'state.safetensors', leaves)
   (part / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
   shutil.rmtree(folder, ignore_errors=True)
   part.rename(folder)

@@ -1,4 +1,4 @@
-"""Text files, gzip or not, and JSON in both of its usual layouts."""
+"""Text files, gzip or not, JSON in both of its layouts; writing whole files."""
 
 import contextlib
 import gzip
@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterable
 
 import huggingface_hub
+import safetensors
+import safetensors.numpy
 
 from jedit.types import JeditError
 
@@ -63,6 +65,17 @@ def whole(path: pathlib.Path):
     part.rename(path)
   finally:
     part.unlink(missing_ok=True)
+
+
+def save_tensors(path: pathlib.Path, tensors, **kwargs) -> None:
+  """A safetensors file; a full disk is a JeditError."""
+  try:
+    safetensors.numpy.save_file(tensors, path, **kwargs)
+  except safetensors.SafetensorError as e:
+    raise JeditError(
+      f'{path} cannot be written: {e}; if the disk is full, free space and run '
+      'the same command again'
+    ) from e
 
 
 def open_text(path: str | os.PathLike):

@@ -23,7 +23,8 @@ A metric asks some of a record's questions and counts the answers by a protocol:
 Metrics come in tables, each with the id of the evaluation that it reproduces:
 numbers under different ids must never share a column. A number is a mean within
 each record, then over records, in percent. Records are what is drawn, so a
-bootstrap over them says how sure a mean is.
+bootstrap over them says how sure a mean is (of records that are all right, or
+all wrong, the binomial distribution does).
 """
 
 from collections.abc import Mapping, Sequence
@@ -257,6 +258,10 @@ def intervals(
     for metric, column in zip(tables[key].metrics, x.T, strict=True):
       exact = sure(column[~np.isnan(column)])
       out[key][metric.name] = exact or out[key][metric.name]
+    low, high = out[key].get('score') or (0, 1)
+    if low == high:  # it is of such
+      rows = ({n: out[key][n][i] for n in KINDS} for i in range(2))
+      out[key]['score'] = tuple(map(tables[key].score, rows))
   return out
 
 

@@ -58,12 +58,26 @@ def whole(requests: Sequence[Request]) -> list[list[Request]]:
   return [[request for _, request in group] for _, group in found]
 
 
+def complete(
+  kept: Sequence[Request], asked: Sequence[Request]
+) -> tuple[list[Request], list[str]]:
+  """(those of `kept` of whose record no edit was left out; why the others)."""
+  count = lambda these: collections.Counter(r.part_of for r in these)
+  have, want = count(kept), count(asked)
+  whole = lambda r: r.part_of is None or have[r.part_of] == want[r.part_of]
+  lost = [r for r in kept if not whole(r)]
+  return list(filter(whole, kept)), [
+    f'record {r.id}: another edit of its record is left out' for r in lost
+  ]
+
+
 def select(
   requests: Sequence[Request], num_edits: int, order: str, seed: int
 ) -> list[Request]:
   """The first `num_edits` (0: all), as given or shuffled by the seed.
 
-  Edits of one record stay together: questions may ask for all of them.
+  Edits of one record stay together, but for the last ones: questions that ask
+  for all of them come with the last.
   """
   if order not in ('given', 'shuffled'):
     raise JeditError(f'order={order!r}: choose given or shuffled')

@@ -244,7 +244,7 @@ def published(pattern: str, layers: Iterable[int], width: int) -> SecondMoment:
   """
   moments, counts = [], []
   for layer in layers:
-    path = pattern.format(layer)
+    path = pattern.replace('{}', str(layer))
     try:
       with np.load(path, allow_pickle=False) as f:
         keys = {k.split('.')[-1]: k for k in f.files}

@@ -65,7 +65,7 @@ def contexts(
   tokens (BOS counted) by top-5 sampling; here seeded, without special tokens.
   """
   starts = ['The', 'Therefore', 'Because', 'I', 'You']
-  bos = tokenizer('').input_ids
+  bos = start_ids(tokenizer)
   ids = [tokenizer(s, add_special_tokens=False).input_ids for s in starts]
   prompt, sizes = padded([bos + i for i in ids])
   out = generate(

@@ -78,10 +78,10 @@ def run(main) -> None:
       fail(f'unexpected argument {argv[1]!r}; flags look like --name=value')
     logging.set_verbosity(logging.FATAL)  # orbax logs what it raises, too
     folder = cache_dir() / 'compiled'
-    folder.mkdir(parents=True, exist_ok=True)
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     try:
+      folder.mkdir(parents=True, exist_ok=True)
       devices.connect()
       with devices.together(), profile.watched():
         main(argv)
@@ -170,11 +170,12 @@ def usable_requests(config: ConfigDict, path, loaded: Loaded):
   _say_edition(os.fspath(path))
   if config.on_bad_request == 'skip':
     room = loaded.model.config.context_length - writing.CONTEXT_TOKENS
-    asked, more = prompts.usable(
+    fit, more = prompts.usable(
       loaded.tokenizer, asked, config.rendering, room, config.lookup
     )
-    asked, long = _measurable(config, loaded, asked)
-    skipped += more + long
+    fit, long = _measurable(config, loaded, fit)
+    asked, parts = requests.complete(fit, asked)
+    skipped += more + long + parts
   return asked, skipped
 
 

@@ -82,14 +82,14 @@ def use(config: ConfigDict):
       f'config.data_parallel={data}, config.model_parallel={model}: there are '
       f'{len(there)} devices'
     )
-  if (data or len(there)) * model == 1:
-    return contextlib.nullcontext()
   some = there[: data * model] if data else there
   if len(some) < len(there) and jax.process_count() > 1:
     raise JeditError(
       f'config.data_parallel={data}: several processes use all their '
       f'{len(there)} devices; 0 does'
     )
+  if len(some) == 1:
+    return contextlib.nullcontext()
   return jax.set_mesh(sharding.mesh(data, model, some))
 
 

@@ -52,8 +52,11 @@ def run(
   """
   method.check(config)
   origin = earlier.find(config)
-  with devices.use(config):
-    _run(config, workdir, loaded, origin)
+  try:
+    with devices.use(config):
+      _run(config, workdir, loaded, origin)
+  finally:
+    folder.release()
 
 
 def _run(config, workdir, loaded, origin):
@@ -84,7 +87,8 @@ def _run(config, workdir, loaded, origin):
   done = home / 'results.json'
   if devices.agreed(done.is_file()):
     common.say('this run is finished; its results:')
-    folder.show(json.loads(done.read_text()))
+    remedy = 'remove it and run the same command again'
+    folder.show(folder.stored(done, remedy))
     return
 
   def remembered(name, make):

@@ -1,8 +1,10 @@
 """The run folder: config.json, results.json, log.jsonl, edits, checkpoint."""
 
+import fcntl
 import importlib.metadata
 import itertools
 import json
+import os
 import pathlib
 import platform
 import statistics
@@ -17,6 +19,7 @@ from jedit.types import JeditError
 from launch import common, devices
 
 SCHEMA = 1
+_HELD: dict[str, int] = {}  # folders that this process writes to, and its locks
 # A run may go on on other devices, or with other limits.
 _FREE = (
   'data_parallel', 'model_parallel', 'fsdp', 'memory', 'max_perplexity',
@@ -39,6 +42,8 @@ def inputs(config: ConfigDict, path) -> dict[str, str]:
 def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
   """The folder of a run: new, or one that goes on with the same config.
 
+  One that was refused before its first edit may be of another config.
+
   Args:
     workdir: its name; '' makes a new one, named by the time.
     config: what was asked for.
@@ -48,24 +53,21 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
   if not workdir and jax.process_count() > 1:
     raise JeditError('name a --workdir that all processes share')
   path = pathlib.Path(workdir or new_name(config.method))
-  known = path / 'config.json'
-  there = list(path.iterdir()) if path.exists() else []
+  path.mkdir(parents=True, exist_ok=True)
+  _lock(path)
+  known, there = path / 'config.json', list(path.iterdir())
   begun = any(p.suffix != '.part' and p.name not in _FIRST for p in there)
   stale = False
   if known.is_file():
-    try:
-      old = json.loads(known.read_text())
-    except ValueError as e:
-      raise JeditError(
-        f'{known} is damaged ({e}); name another --workdir'
-      ) from e
+    old = stored(known, 'name another --workdir')
     wrong = [
       k
       for k in old | resolved
       if old.get(k) != resolved.get(k) and k not in _FREE
     ]
-    stale = bool(wrong) and not begun  # refused then: it is asked for afresh
-    if wrong and begun:
+    # What was refused then is asked for afresh.
+    stale = bool(wrong) and not begun and 'inputs' in old
+    if wrong and not stale:
       listed = '; '.join(
         f'{k} was {old.get(k)!r}, is {resolved.get(k)!r}' for k in wrong
       )
@@ -76,12 +78,46 @@ def open_folder(workdir: str, config: ConfigDict, facts: dict) -> pathlib.Path:
   elif begun:
     raise JeditError(f'{path} holds something else; name another --workdir')
   devices.wait('folder')  # all have looked before one writes
-  path.mkdir(parents=True, exist_ok=True)
   if stale and sharding.writes():
+    common.say(f'{path}: nothing was edited there; begun afresh')
     for name in _FIRST:
       (path / name).unlink(missing_ok=True)
   checkpoint.write_text(known, json.dumps(resolved, indent=2) + '\n')
   return path
+
+
+def release() -> None:
+  """Lets other processes into the folders that this one was at work in."""
+  while _HELD:
+    os.close(_HELD.popitem()[1])
+
+
+def _lock(path: pathlib.Path) -> None:
+  """Keeps other processes out of a folder until release, or until this ends."""
+  name = str(path.resolve())
+  if not sharding.writes() or name in _HELD:
+    return
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    os.close(handle)
+    raise JeditError(
+      f'{path}: another process is at work there; wait for it, or name another '
+      '--workdir'
+    ) from e
+  except OSError:  # a file system without locks
+    os.close(handle)
+  else:
+    _HELD[name] = handle
+
+
+def stored(path: pathlib.Path, remedy: str):
+  """What a JSON file holds."""
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as e:
+    raise JeditError(f'{path} is damaged ({e}); {remedy}') from e
 
 
 def new_name(what: str) -> str:
@@ -120,7 +156,7 @@ def remembered(path: pathlib.Path, make):
   if not devices.agreed(path.is_file()):
     checkpoint.write_text(path, json.dumps(make()) + '\n')
     devices.wait(path.name)
-  return json.loads(path.read_text())
+  return stored(path, 'remove it and run the same command again')
 
 
 def versions() -> dict[str, str]:

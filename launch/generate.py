@@ -25,9 +25,7 @@ _RENDERING = flags.DEFINE_enum(
   'rendering', 'raw', tokens.RENDERINGS, 'How the prompt is put to the model.'
 )
 _LENGTH = flags.DEFINE_integer('length', 32, 'Tokens to add.', lower_bound=1)
-_TOP_K = flags.DEFINE_integer(
-  'top_k', 1, '1 is greedy (the rest is not asked), 0 all.', lower_bound=0
-)
+_TOP_K = flags.DEFINE_integer('top_k', 1, '1 is greedy, 0 all.', lower_bound=0)
 _TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Sample among the likeliest of this mass.', 0.0, 1.0
 )

@@ -202,13 +202,14 @@ def plan(
     state += 3 * held * c.mlp_width
   if not config.optimiser:
     state += 6 * 4 * s.sites * c.mlp_width * c.width  # Adam's
+  network = 0  # whole on each device
   if config.network:
-    files = pathlib.Path(config.network).rglob('*')
-    state += sum(f.stat().st_size for f in files if f.is_file())
+    files = pathlib.Path(config.network, 'network').rglob('*')
+    network = sum(f.stat().st_size for f in files if f.is_file())
   return {
     'weights': weights + copies,
     name: saved + cached + logits,
-    'prior': state / sharding.count(),
+    'prior': state / sharding.count() + network,
   }
 
 

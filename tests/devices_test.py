@@ -59,6 +59,13 @@ def test_a_run_goes_on_on_other_devices(run, tmp_path, monkeypatch):
   close(change(tmp_path / 'two'), change(tmp_path / 'one'))
 
 
+@pytest.mark.parametrize('method', ['null_space', 'kde', 'ultraedit'])
+def test_editors_without_targets_on_two_devices(run, tmp_path, method):
+  for count in 1, 2:
+    run(tmp_path / str(count), method, data_parallel=count)
+  close(change(tmp_path / '2'), change(tmp_path / '1'), 1e-4)
+
+
 @pytest.mark.slow
 def test_two_processes_one_of_which_is_killed(home, run, tmp_path):
   run(tmp_path / 'one', 'alphaedit')

@@ -1,5 +1,6 @@
 """The programs on a tiny model: what they write, refuse and go on from."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jedit import checkpoint
 from jedit.models import load
@@ -129,20 +131,18 @@ def test_a_sample_is_measured_as_all_are(run, tmp_path):
   assert counts == [2, 2]  # of f2 and f5; of f0, f2 and f5 at most two
 
 
-def test_what_the_base_said_is_of_these_prompts(run, home, tmp_path):
+def test_what_the_base_said_is_of_these_prompts(run, home, tmp_path, capsys):
   facts = [
     json.loads(x) for x in (home / 'facts.jsonl').read_text().splitlines()
   ]
   facts[1]['prompt'] = 'The city of {} is in'
   other = tmp_path / 'other.jsonl'
   other.write_text('\n'.join(map(json.dumps, facts)))
-  for name in str(home / 'facts.jsonl'), str(other):
-    work = tmp_path / pathlib.Path(name).stem
-    run(work, requests=name, eval_records=1)
-    found = json.loads((work / 'results.json').read_text())['continuations']
-    prompt = found[1]['prompt']
-    assert prompt == facts[1]['prompt'].format('Rome') or work.stem == 'facts'
-  assert prompt == 'The city of Rome is in'
+  known = []
+  for i, name in enumerate((home / 'facts.jsonl', other, other)):
+    run(tmp_path / str(i), requests=str(name), eval_records=1, order='given')
+    known.append('scores of the base model: ' in capsys.readouterr().out)
+  assert known[1:] == [False, True]
 
 
 def test_a_record_of_several_edits_is_sampled_whole():
@@ -307,9 +307,13 @@ def test_mend_is_trained_and_edits(make, run, tmp_path):
     method.check_network(config, 'another hash')
   run(tmp_path / 'a', 'mend', network=str(work))
   run(tmp_path / 'b', 'mend', network=str(work), model=str(tmp_path / 'a'))
-  for name in 'a', 'b':
+  run(tmp_path / 'c', 'mend', network=str(work), data_parallel=2)
+  ratios = []
+  for name in 'a', 'b', 'c':
     log = (tmp_path / name / 'log.jsonl').read_text().splitlines()
-    assert json.loads(log[-1])['norm_ratio'] != [1.0, 1.0]
+    ratios.append(json.loads(log[-1])['norm_ratio'])
+    assert ratios[-1] != [1.0, 1.0] and json.loads(log[-1])['reached'] is None
+  np.testing.assert_allclose(ratios[0], ratios[2], rtol=1e-4)
 
 
 def test_skip_lists_what_it_skipped(run, home, tmp_path):
@@ -380,6 +384,43 @@ def test_killed_runs_go_on_to_the_same_bits(home, tmp_path):
   for name in 'edits/delta.safetensors', 'edits/state.safetensors':
     files = [tmp_path / which / name for which in ('whole', 'cut')]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_one_process_at_a_time_writes_to_a_folder(run, tmp_path):
+  work = tmp_path / 'w'
+  work.mkdir()
+  other = os.open(work, os.O_RDONLY)
+  fcntl.flock(other, fcntl.LOCK_EX)
+  with pytest.raises(JeditError, match='another process is at work there'):
+    run(work)
+  assert not list(work.iterdir())
+  os.close(other)
+
+
+def test_damaged_contexts_are_named(run, tmp_path):
+  work = tmp_path / 'w'
+  with pytest.raises(JeditError, match='smaller --config.batch_size'):
+    run(work, memory=1000.0)
+  (work / 'contexts.json').write_text('[[1, 2')
+  with pytest.raises(JeditError, match='contexts.json is damaged .*remove it'):
+    run(work)
+
+
+def test_a_full_disk_at_the_end_is_a_message(tmp_path, monkeypatch):
+  def full(*args, **kwargs):
+    raise safetensors.SafetensorError('No space left on device')
+
+  monkeypatch.setattr(safetensors.numpy, 'save_file', full)
+  kernel = np.ones((1, 2, 2), 'f')
+  with pytest.raises(JeditError, match='delta.safetensors cannot be written'):
+    checkpoint.write_edit(tmp_path / 'a', kernel, kernel, {'layers': [1]})
+  assert not (tmp_path / 'a').exists()
+
+
+def test_several_processes_use_all_their_devices(make, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(JeditError, match='several processes use all their 8'):
+    devices.use(make(data_parallel=1))
 
 
 def test_a_full_disk_is_one_message_and_loses_nothing(home, tmp_path):

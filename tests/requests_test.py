@@ -616,6 +616,11 @@ def test_what_lacks_an_edit_is_skipped_whole(tmp_path):
   assert [r.id for r in asked] == ['1.0', '1.1']
   [line] = skipped
   assert 'record 0.1' in line and 'with it 1 other edits' in line
+  assert requests.complete(asked, asked) == (asked, [])
+  kept, lines = requests.complete(asked[1:], asked)
+  assert not kept and lines == [
+    'record 1.1: another edit of its record is left out'
+  ]
 
 
 @pytest.mark.parametrize('name, count, paraphrases, neighbours', [

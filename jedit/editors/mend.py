@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jedit import hypernetwork
+from jedit import hypernetwork, sharding
 from jedit.hypernetwork import Network
 from jedit.models.transformer import Model
 from jedit.types import Editor, EditReport, JeditError, as_updates, kernel_of
@@ -53,7 +53,8 @@ def mend(model: Model, network: Network, *, scale: float = 1.0) -> Editor:
       )
     zero = jnp.zeros((), jnp.int32)
     report = EditReport(zero, zero, zero, jnp.zeros(()), jnp.zeros(0))
-    return MendState(jax.tree.map(jnp.asarray, network), zero, report)
+    whole = sharding.by_rows(network, 0)  # on every device
+    return MendState(whole, zero, report)
 
   def update(batch, state, params):
     got = hypernetwork.factors(model, params, batch)

@@ -8,10 +8,9 @@ knows; AlphaEdit borrowed the projector. C stays as it is: the paper adds each
 task's own features to it, which is what `kde` does.
 """
 
-import jax.numpy as jnp
 import optax
 
-from jedit import condition
+from jedit import condition, sharding
 from jedit.editors.descent import descent, onto
 from jedit.models.transformer import Model
 from jedit.types import Editor, JeditError, SecondMoment, kernel_of
@@ -50,7 +49,7 @@ def null_space(
         f'the null space is for keys {basis.shape[:2]}, the site has {shape}: '
         'make the second moments of these layers'
       )
-    return jnp.asarray(basis)
+    return sharding.by_rows(basis, shape[1])
 
   return descent(
     model,

@@ -82,9 +82,9 @@ def _config(field) -> dict:
     'hidden_act': 'silu',
     'attention_bias': False,
     'mlp_bias': False,
-    'bos_token_id': field('tokenizer.ggml.bos_token_id'),
-    'eos_token_id': field('tokenizer.ggml.eos_token_id'),
-    'pad_token_id': field('tokenizer.ggml.padding_token_id'),
+    'bos_token_id': field('tokenizer.ggml.bos_token_id', None),
+    'eos_token_id': field('tokenizer.ggml.eos_token_id', None),
+    'pad_token_id': field('tokenizer.ggml.padding_token_id', None),
   }
 
 
@@ -113,7 +113,11 @@ def _tokenizer(field) -> transformers.PreTrainedTokenizerFast:
   bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
   bpe.decoder = decoders.ByteLevel()
   control = field('tokenizer.ggml.token_type')
-  name = lambda key: tokens[field(f'tokenizer.ggml.{key}_token_id')]
+
+  def name(key):
+    number = field(f'tokenizer.ggml.{key}_token_id', None)
+    return None if number is None else tokens[number]
+
   bpe.add_special_tokens(
     [
       tokenizers.AddedToken(t, special=True, normalized=False)
@@ -122,7 +126,8 @@ def _tokenizer(field) -> transformers.PreTrainedTokenizerFast:
     ]
   )
   adds = lambda key: field(f'tokenizer.ggml.add_{key}_token', False)
-  first, last = ([name(key)] if adds(key) else [] for key in ('bos', 'eos'))
+  put = lambda key: [name(key)] if adds(key) and name(key) else []
+  first, last = put('bos'), put('eos')
   if first or last:
     bpe.post_processor = processors.TemplateProcessing(
       single=[*first, '$A', *last],
@@ -136,7 +141,7 @@ def _tokenizer(field) -> transformers.PreTrainedTokenizerFast:
     unk_token=name('unknown'),
     pad_token=name('padding'),
   )
-  out.chat_template = field('tokenizer.chat_template')
+  out.chat_template = field('tokenizer.chat_template', None)
   return out
 
 

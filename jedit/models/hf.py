@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import safetensors
-import safetensors.numpy
 
+from jedit.files import save_tensors
 from jedit.models import gpt, llama
 from jedit.models.hf_config import config
 from jedit.models.layers import Config
@@ -279,9 +279,7 @@ def save(
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
   try:
-    safetensors.numpy.save_file(
-      tensors, part / 'model.safetensors', metadata={'format': 'pt'}
-    )
+    save_tensors(part / 'model.safetensors', tensors, metadata={'format': 'pt'})
     (part / 'config.json').write_text(json.dumps(hf, indent=2) + '\n')
     if tokenizer is not None:
       tokenizer.save_pretrained(part)

@@ -75,7 +75,7 @@ def load(source: str | os.PathLike, place: hf.Place = hf.whole) -> Loaded:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     dtype = config.get('dtype', 'float32')
     like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
-    params = jax.device_get(checkpoint.load(path / 'params', like))
+    params = checkpoint.load(path / 'params', like)
     return Loaded(model, params, config, _tokenizer(path))
   if not path.exists():
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', text):
