@@ -114,17 +114,18 @@ class Measurer:
     """{schedule: metrics} of a model on the way; at most `most` records each.
 
     immediate: of the sample, the facts just written; so_far: all that are;
-    first: those that were the first to be scored (retention). Facts that later
-    ones have overwritten by then are left out.
+    first: those that were the first to be scored (retention), at which first
+    score the three are one. Facts that later ones have overwritten by then are
+    left out.
     """
     known = np.unique(self.probe.record)
-    here = self.sample if counts.now > counts.first else known
+    these = self.sample if counts.now > counts.first else known
     within = lambda records, start, end: _spread(
       self.asked, records[(start <= records) & (records < end)], most
     )
     chosen = {
-      'immediate': within(here, counts.before, counts.now),
-      'so_far': within(here, 0, counts.now),
+      'immediate': within(these, counts.before, counts.now),
+      'so_far': within(these, 0, counts.now),
       'first': within(known, 0, counts.first),
     }
     every = np.unique(np.concatenate(list(chosen.values())))
