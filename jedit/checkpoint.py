@@ -24,7 +24,7 @@ import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
 from jedit import sharding
-from jedit.files import save_tensors, whole
+from jedit.files import save_tensors, unwritten, whole
 from jedit.models import hf
 from jedit.types import JeditError, Params
 
@@ -77,10 +77,7 @@ def save(path: str | os.PathLike, tree) -> None:
   try:
     ocp.save(path, _filled(jax.tree.map(jnp.asarray, tree)), overwrite=True)
   except (OSError, ValueError) as e:  # ValueError is tensorstore's
-    raise JeditError(
-      f'{path} cannot be written: {e}; if the disk is full, free space and '
-      'run the same command again'
-    ) from e
+    raise unwritten(path, e) from e
 
 
 def load(path: str | os.PathLike, like):

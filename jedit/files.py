@@ -72,10 +72,15 @@ def save_tensors(path: pathlib.Path, tensors, **kwargs) -> None:
   try:
     safetensors.numpy.save_file(tensors, path, **kwargs)
   except safetensors.SafetensorError as e:
-    raise JeditError(
-      f'{path} cannot be written: {e}; if the disk is full, free space and run '
-      'the same command again'
-    ) from e
+    raise unwritten(path, e) from e
+
+
+def unwritten(path: pathlib.Path, reason: Exception) -> JeditError:
+  """What to say of a file or folder that could not be written."""
+  return JeditError(
+    f'{path} cannot be written: {reason}; if the disk is full, free space and '
+    'run the same command again'
+  )
 
 
 def open_text(path: str | os.PathLike):

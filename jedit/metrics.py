@@ -259,7 +259,7 @@ def intervals(
       exact = sure(column[~np.isnan(column)])
       out[key][metric.name] = exact or out[key][metric.name]
     low, high = out[key].get('score') or (0, 1)
-    if low == high:  # it is of such
+    if low == high:  # however records are drawn, as sure as its parts
       rows = ({n: out[key][n][i] for n in KINDS} for i in range(2))
       out[key]['score'] = tuple(map(tables[key].score, rows))
   return out

@@ -126,11 +126,12 @@ def test_means_are_those_of_records():
 def test_the_interval_of_what_is_always_right_is_exact(count, low):
   """Clopper and Pearson's, as tables have it."""
   right = {'memit-2022': np.full((count, 3), 100.0)}
-  ends = metrics.intervals(right)['memit-2022']['efficacy']
-  assert ends == (pytest.approx(low, abs=0.005), 100)
   wrong = {'memit-2022': np.zeros((count, 3))}
-  ends = metrics.intervals(wrong)['memit-2022']['efficacy']
-  assert ends == (0, pytest.approx(100 - low, abs=0.005))
+  for name in 'efficacy', 'score':
+    ends = metrics.intervals(right)['memit-2022'][name]
+    assert ends == pytest.approx((low, 100), abs=0.005)
+    ends = metrics.intervals(wrong)['memit-2022'][name]
+    assert ends == pytest.approx((0, 100 - low), abs=0.005)
 
 
 def test_intervals_hold_the_mean_and_shrink_with_more_records():

@@ -417,6 +417,15 @@ def test_a_full_disk_at_the_end_is_a_message(tmp_path, monkeypatch):
   assert not (tmp_path / 'a').exists()
 
 
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+  checkpoint.save(tmp_path / 'a', {'x': np.ones(3, 'f')})
+  like = lambda n: {'x': jax.ShapeDtypeStruct((n,), 'float32')}
+  found = checkpoint.load(tmp_path / 'a', like(3))['x']
+  assert isinstance(found, np.ndarray) and (found == 1).all()
+  with pytest.raises(JeditError, match='damaged or of another run'):
+    checkpoint.load(tmp_path / 'a', like(4))
+
+
 def test_several_processes_use_all_their_devices(make, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   with pytest.raises(JeditError, match='several processes use all their 8'):
