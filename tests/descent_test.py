@@ -150,6 +150,40 @@ def test_where_the_prompt_ends_and_within_a_limit():
   assert np.abs(kernel(updates) + kernel(more)).max() > 0.015
 
 
+def test_what_lookup_tokens_teach():
+  """Against key x gradient at those tokens; dW acts at all of them."""
+  model, params = tiny.model()
+  params, batch = tiny.split(params), tiny.batch(4, seed=3, invalid=[2])
+  rate = 0.5
+  learn = lambda steps, tokens: jax.jit(
+    descent.descent(
+      model, lambda _: optax.sgd(rate), steps=steps, stop=0.0, tokens=tokens
+    ).update
+  )(batch, descent.DescentState((), 0, None), params)
+
+  @jax.jit
+  def factors(delta, batch):
+    moved = apply_updates(params, as_updates(delta))
+    mean = lambda tokens, _: 1 / jnp.maximum(tokens, 1) / batch.valid.sum()
+    h, g, *_ = gradients.factors(model, moved, batch, mean, False)
+    at = gradients.task_of(model, params, batch).at.token
+    return h, g, at[:, batch.head.shape[-1]]
+
+  def gradient(delta, everywhere):
+    h, g, lookup = map(np.asarray, factors(delta, batch))
+    keep = np.zeros(h.shape[1], bool)
+    keep[lookup[batch.valid]] = True
+    return np.einsum('emf,emd,m->efd', h, g, keep | everywhere)
+
+  for tokens in 'lookup', 'all':
+    want = np.zeros_like(kernel(params))
+    for _ in range(3):
+      want = want - rate * gradient(want, tokens == 'all')
+    got, _ = learn(3, tokens)
+    far = np.linalg.norm(kernel(got) - want)
+    assert far < 1e-4 * np.linalg.norm(want)
+
+
 def test_null_space():
   _, params, _, _ = editors_test.make('null_space')
   moment = tiny.moment().moment.astype(np.float64)
@@ -263,6 +297,7 @@ def test_keys_of_a_model_with_biases():
   (lambda model: fine_tune(model, loss='first'), "loss='first': target or"),
   (lambda model: fine_tune(model, products='half'), "products='half': float32"),
   (lambda model: fine_tune(model, limit=-1e-4), 'limit=-0.0001: neither'),
+  (lambda model: fine_tune(model, tokens='last'), "tokens='last': all or"),
   (lambda model: fine_tune(model, steps=-1), 'steps=-1, limit=0.0: neither'),
   (lambda model: kde(model, products='half'), "products='half': float32"),
   (lambda model: kde(model, energy=0.0), 'energy=0.0: above 0'),

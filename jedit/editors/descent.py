@@ -4,6 +4,8 @@
 
 over the plain prompt alone (row 0). What lies below the site runs once a batch;
 a step runs the site and what is above it, and reads logits at scored positions.
+dW acts at every token. What it learns from may be the lookup tokens alone: ROME
+found facts there, and what is written there is found in other words, too.
 """
 
 import functools
@@ -59,6 +61,22 @@ def at_prompts(task: Task, batch: EditBatch) -> Task:
   return task._replace(wanted=want._replace(token=token))
 
 
+def at_lookup(
+  model: Model, task: Task, batch: EditBatch
+) -> Callable[..., jax.Array]:
+  """model.value whose weights get no gradient but that of lookup tokens."""
+  where = task.at.token[:, batch.head.shape[-1]]
+  still = jax.lax.stop_gradient
+
+  def value(layer, mid, key):
+    out = model.value(still(layer), mid, key)
+    here = still((take(mid, where), take(key, where)))
+    learns = model.value(layer, *here)
+    return out.at[where].add(learns - still(learns), mode='drop')  # adds 0
+
+  return value
+
+
 def keys(
   model: Model, params: Params, task: Task, delta: Float[Array, 'E F D']
 ) -> Float[Array, 'E M F']:
@@ -94,6 +112,7 @@ def descent(
   stop: float,
   limit: float = 0.0,
   loss: str = 'target',
+  tokens: str = 'all',
   products: str = 'float32',
   start: Callable[[Params], Any] = lambda params: (),
   learn: Callable[[Any, jax.Array], Any] | None = None,
@@ -108,6 +127,7 @@ def descent(
     limit: largest change of an entry within a batch; 0 is no limit.
     loss: "target" scores every target token after the ones before it;
       "prompt_last" all of them where the prompt ends.
+    tokens: "all", or "lookup": only those give dW a gradient.
     products: to what the factors of products above the site are rounded (as
       the value engine does it).
     start: params -> memory before the first batch.
@@ -123,6 +143,8 @@ def descent(
 
   if loss not in ('target', 'prompt_last'):
     raise JeditError(f'loss={loss!r}: target or prompt_last')
+  if tokens not in ('all', 'lookup'):
+    raise JeditError(f'tokens={tokens!r}: all or lookup')
   if steps < 0 or limit < 0:
     raise JeditError(f'steps={steps}, limit={limit}: neither is below 0')
   rounded = rounding(products)
@@ -132,10 +154,10 @@ def descent(
     report = EditReport(zero, zero, zero, jnp.zeros(()), jnp.zeros(0))
     return DescentState(start(params), zero, report)
 
-  def losses(delta, params, task: Task, facts):
+  def losses(delta, params, task: Task, facts, value):
     """(loss / facts, loss of each request [b]), the kernels moved by delta."""
     moved = apply_updates(params, as_updates(delta))
-    each = each_nll(logits(model, moved, task)[0], task.wanted)
+    each = each_nll(logits(model, moved, task, value)[0], task.wanted)
     return each.sum() / jnp.maximum(facts, 1), each
 
   def descend(params, memory, batch: EditBatch, whole: Whole):
@@ -143,6 +165,7 @@ def descent(
     task = task_of(model, params, batch)
     if loss == 'prompt_last':
       task = at_prompts(task, batch)
+    value = at_lookup(model, task, batch) if tokens == 'lookup' else None
     params = rounded(params)
     step_of = optimiser(memory)
     facts = whole.sum(batch.valid.sum())
@@ -150,7 +173,7 @@ def descent(
 
     def step(c):
       (mean, each), gradient = jax.value_and_grad(losses, has_aux=True)(
-        c['delta'], params, task, facts
+        c['delta'], params, task, facts, value
       )
       mean, gradient = whole.sum((mean, gradient))
       done = (mean < stop) | (c['steps'] == steps)

@@ -25,6 +25,7 @@ def fine_tune(
   stop: float = 0.01,
   limit: float = 0.0,
   loss: str = 'target',
+  tokens: str = 'all',
   products: str = 'float32',
 ) -> Editor:
   """Fine-tuning as an optax transformation of EditBatches.
@@ -38,6 +39,7 @@ def fine_tune(
       what it was before the batch; 0 is no limit.
     loss: "target" scores every target token after the ones before it;
       "prompt_last" all of them where the prompt ends.
+    tokens: whose gradient counts: "all", or "lookup" (see descent.py).
     products: of the descent, see values.optimiser.
 
   References:
@@ -52,5 +54,6 @@ def fine_tune(
     stop=stop,
     limit=limit,
     loss=loss,
+    tokens=tokens,
     products=products,
   )

@@ -34,6 +34,7 @@ def kde(
   stop: float = 0.01,
   energy: float = 0.95,
   capacity: int = 512,
+  tokens: str = 'all',
   products: str = 'float32',
 ) -> Editor:
   """KDE as an optax transformation of EditBatches.
@@ -47,6 +48,7 @@ def kde(
     energy: share of the squared norm of a batch's keys that the cache is to
       explain, at each layer.
     capacity: most directions a layer.
+    tokens: whose gradient counts: "all", or "lookup" (see descent.py).
     products: of the descent, see values.optimiser.
   """
   if not 0 < energy <= 1 or capacity < 1:
@@ -70,6 +72,7 @@ def kde(
     optimiser,
     steps=steps + settle,
     stop=stop,
+    tokens=tokens,
     products=products,
     start=start,
     learn=learn,

@@ -25,6 +25,7 @@ def null_space(
   stop: float = 0.01,
   threshold: float = 0.02,
   relative: bool = False,
+  tokens: str = 'all',
   products: str = 'float32',
 ) -> Editor:
   """Null-space training as an optax transformation of EditBatches.
@@ -38,6 +39,7 @@ def null_space(
     threshold: eigenvalues of C below it span the null space (AlphaEdit's
       value); absolute, or relative to the largest.
     relative: which of the two the threshold is.
+    tokens: whose gradient counts: "all", or "lookup" (see descent.py).
     products: of the descent, see values.optimiser.
   """
   basis, _ = condition.null_space_prior(moment, 1.0, threshold, relative)
@@ -56,6 +58,7 @@ def null_space(
     lambda basis: optax.chain(optax.adam(lr), onto(basis)),
     steps=steps,
     stop=stop,
+    tokens=tokens,
     products=products,
     start=start,
   )
