@@ -105,6 +105,7 @@ def get_config(
   optimiser = defaults(values.optimiser) | dict(optimiser or {}) | engine
   if not needs(editor, 'optimise'):
     optimiser = {}
+  by_subject = optimiser or chosen.get('tokens') == 'lookup'
   config = ConfigDict(
     {
       # What is edited.
@@ -123,8 +124,9 @@ def get_config(
       'target': '',  # the field that is written; zsRE: '' (answers) or alt
       'order': 'given',  # given, shuffled
       'rendering': 'raw',  # raw, qa, chat
-      # subject, last: whose last token is edited; nothing to gradient editors
-      'lookup': 'subject' if optimiser else 'last',
+      # subject, last: whose last token is edited; of gradient editors it is
+      # where those with tokens='lookup' learn, and nothing to the others.
+      'lookup': 'subject' if by_subject else 'last',
       'on_bad_request': 'error',  # error, skip
       'on_collision': 'error',  # error, last, merge
       'seed': 0,  # contexts, order, self-written text

@@ -202,11 +202,14 @@ def _options(tokenizer, asked: Sequence[Item]) -> Questions:
 def choose(
   model: Model, params: Params, tokenizer, asked: Sequence[Item], **kwargs
 ) -> np.ndarray:
-  """int [N], the option that the model finds likeliest, a mean over tokens."""
+  """int [N], the option that the model finds likeliest, a mean over tokens.
+
+  Of a broken model, whose every score is NaN, none: -1, which is never right.
+  """
   q = _options(tokenizer, asked)
   nll = evaluate.score(model, params, q, **kwargs).nll
-  # Of a broken model it may be NaN: no option is likely then.
-  return np.where(np.isnan(nll), np.inf, nll).argmin(axis=1)
+  best = np.where(np.isnan(nll), np.inf, nll).argmin(axis=1)
+  return np.where(np.isnan(nll).all(axis=1), -1, best)
 
 
 def table(

@@ -1,5 +1,6 @@
 """General ability: what is asked, what is right, and how sure a number is."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn import metrics as scores
@@ -103,6 +104,17 @@ def test_the_likeliest_option_is_chosen():
   want = [np.argmin([tok.nll(i.prompt, o) for o in i.options]) for i in asked]
   np.testing.assert_array_equal(got, want)
   assert len(set(want)) > 1
+
+
+def test_a_broken_model_is_never_right():
+  model, params, _ = models()
+  tok = Published('bos', params).tok
+  broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
+  asked = ability.items('sst2', [('here', _RECORDS['sst2'])] * 2)
+  asked.append(asked[0]._replace(answer=0))
+  np.testing.assert_array_equal(ability.choose(model, broken, tok, asked), -1)
+  table = ability.run('sst2', asked, model, broken, tok)
+  assert table['accuracy'][0] == table['mcc'][0] == 0
 
 
 def test_a_task_is_run_as_it_says():

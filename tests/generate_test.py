@@ -91,6 +91,7 @@ _CHANCE = np.array([0.4, 0.05, 0.3, 0.2, 0.04, 0.01])
 @pytest.mark.parametrize('how, kept', [
   (Sampling(top_k=0), [0, 1, 2, 3, 4, 5]),
   (Sampling(top_k=3), [0, 2, 3]),
+  (Sampling(top_k=50), [0, 1, 2, 3, 4, 5]),  # there are six
   (Sampling(top_k=0, top_p=0.69), [0, 2]),
   (Sampling(top_k=0, top_p=0.75), [0, 2, 3]),
   (Sampling(top_k=4, top_p=1.0, temperature=0.5), [0, 1, 2, 3]),

@@ -562,8 +562,13 @@ def test_what_is_foreseen_stands_beside_what_came(make, run, tmp_path, capsys):
   first = np.mean([json.loads(x)['residual'][0][0] for x in log])
   rows = [x.split() for x in text.splitlines() if x[:5].strip() in ('1', '2')]
   assert float(rows[0][-1]) == pytest.approx(first, abs=1e-3)
-  with pytest.raises(JeditError, match='not of these facts .*seed differs'):
-    foresee.run(make('alphaedit', seed=1), '', str(tmp_path / 'a'))
+  other = dict(
+    seed=1, order='shuffled', lookup='last', rendering='qa',
+    on_collision='last', on_bad_request='skip',
+  )  # fmt: skip
+  for field, value in other.items():
+    with pytest.raises(JeditError, match=f'not of these .*[ (]{field}[^)]*dif'):
+      foresee.run(make('alphaedit', **{field: value}), '', str(tmp_path / 'a'))
   with pytest.raises(JeditError, match='choose alphaedit or'):
     foresee.run(make('memit'), '')
   with pytest.raises(JeditError, match='choose alphaedit or'):

@@ -183,3 +183,29 @@ def test_a_corpus_is_text(tmp_path):
   path.write_bytes(b'caf\xe9')
   with pytest.raises(JeditError, match='corpus: cannot be read as text'):
     list(stats.read_corpus(path))
+
+
+def test_published_moments(tmp_path):
+  """Sums in the layout of kmeng01/rome's files; `{}` may come twice."""
+  rng = np.random.default_rng(0)
+  pattern = str(tmp_path / 'layers.{}' / 'layer{}_float32_mom2_100.npz')
+  sums, counts = rng.normal(size=(2, 6, 6)).astype('f'), (50, 40)
+  for layer, total, count in zip((3, 4), sums, counts, strict=True):
+    path = tmp_path / f'layers.{layer}'
+    path.mkdir()
+    np.savez(
+      path / f'layer{layer}_float32_mom2_100.npz',
+      **{'mom2.constructor': 'SecondMoment', 'mom2.count': count},
+      **{'mom2.mom2': total, 'sample_size': 100},
+    )
+  found = stats.published(pattern, [3, 4], 6)
+  want = sums / np.array(counts)[:, None, None]
+  np.testing.assert_allclose(found.moment, want, rtol=1e-6)
+  assert found.count == 40
+  with pytest.raises(JeditError, match='of another model: .6, 6., the keys'):
+    stats.published(pattern, [3], 8)
+  with pytest.raises(JeditError, match='layer5.*: no published second moment'):
+    stats.published(pattern, [3, 5], 6)
+  np.savez(tmp_path / 'layers.4' / 'layer4_float32_mom2_100.npz', mom2=sums[0])
+  with pytest.raises(JeditError, match="layer4.*: no published .*'count'"):
+    stats.published(pattern, [3, 4], 6)
