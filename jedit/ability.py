@@ -15,7 +15,7 @@ import numpy as np
 from sklearn import metrics as scores
 
 from jedit import evaluate, metrics, speech
-from jedit.answers import contains, last_number
+from jedit.answers import contains, last_number, settled
 from jedit.models.transformer import Model
 from jedit.questions import Questions, questions
 from jedit.tokens import encoded, start_ids
@@ -136,7 +136,7 @@ TASKS = {
   'nq': Task(_open, 32, contains),
   'gsm8k': Task(_gsm8k, 200, last_number),
   'bbh': Task(
-    lambda r: Item(f'Q: {r["input"]}\nA:', (), (r['target'],)), 32, contains
+    lambda r: Item(f'Q: {r["input"]}\nA:', (), (r['target'],)), 128, settled
   ),
 }
 

@@ -45,23 +45,30 @@ def _begin(said: str, answer: str) -> str:
 
 
 def _has_words(answer: str) -> bool:
-  """Not "(A)", which is the letter of an option, nor "+"."""
+  """Not "(A)", which is the letter of an option, nor "+", nor "A" alone."""
   letter = re.fullmatch(r'\([A-Za-z]\)', answer.strip())
   return bool(normal(answer)) and not letter
+
+
+def _minus(text: str) -> str:
+  """Minus signs as letters, that `normal` keeps; a hyphen is none."""
+  return re.sub(r'(?<!\w)[-\u2212](?=\d)', 'minus', text)
 
 
 def contains(said: str, answers: Sequence[str]) -> bool:
   """Whether an answer is among the words of the first line.
 
   Of as many lines as the answer has, that is. An answer without a word of its
-  own, like "(B)", is looked for as it is.
+  own, like "(B)", is looked for as it is; 80 is not -80.
   """
 
   def has(answer):
     begin = _begin(said, answer)
     if not _has_words(answer):
-      return answer.strip() in begin
-    return f' {_apart(answer)} ' in f' {_apart(begin)} '
+      alone = rf'(?<!\w){re.escape(answer.strip())}(?!\w)'
+      return bool(re.search(alone, begin))
+    answer, begin = (_apart(_minus(text)) for text in (answer, begin))
+    return f' {answer} ' in f' {begin} '
 
   return any(has(a) for a in answers if a.strip())
 
@@ -72,10 +79,18 @@ def exact(said: str, answers: Sequence[str]) -> bool:
   def same(answer):
     begin = _begin(said, answer)
     if not _has_words(answer):
-      return begin == answer.strip()
+      return begin in (answer.strip(), f'{answer.strip()}.')
     return normal(begin) == normal(answer)
 
   return any(same(a) for a in answers if a.strip())
+
+
+def settled(said: str, answers: Sequence[str]) -> bool:
+  """`contains`; an answer of signs alone must be all of the first line."""
+  signs = [a for a in answers if not re.search(r'\w', a)]
+  same = lambda a: ''.join(_begin(said, a).split()) == ''.join(a.split())
+  rest = [a for a in answers if a not in signs]
+  return any(map(same, signs)) or contains(said, rest)
 
 
 def recall(said: str, answers: Sequence[str]) -> float:

@@ -24,7 +24,7 @@ import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
 from jedit import sharding
-from jedit.files import save_tensors, unwritten, whole
+from jedit.files import on_disk, save_tensors, unwritten, whole
 from jedit.models import hf
 from jedit.types import JeditError, Params
 
@@ -75,7 +75,7 @@ def save(path: str | os.PathLike, tree) -> None:
   """Orbax checkpoint of a pytree of arrays; replaces an older one."""
   path = pathlib.Path(path).absolute()
   try:
-    ocp.save(path, _filled(jax.tree.map(jnp.asarray, tree)), overwrite=True)
+    ocp.save(path, _filled(tree), overwrite=True)
   except (OSError, ValueError) as e:  # ValueError is tensorstore's
     raise unwritten(path, e) from e
 
@@ -97,6 +97,10 @@ def load(path: str | os.PathLike, like):
   try:
     found = ocp.load(path, _filled(like))
     chex.assert_trees_all_equal_shapes_and_dtypes(found, _filled(like))
+  except (MemoryError, jax.errors.JaxRuntimeError):
+    raise  # of the devices
+  except PermissionError as e:
+    raise JeditError(f'checkpoint {path} cannot be read: {e}') from e
   except Exception as e:  # orbax raises many kinds for a damaged folder
     raise JeditError(
       f'checkpoint {path} is damaged or of another run ({type(e).__name__}); '
@@ -157,6 +161,8 @@ def write_edit(
     }
     save_tensors(part / 'state.safetensors', leaves)
   (part / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
+  for path in (*part.iterdir(), part):
+    on_disk(path)
   shutil.rmtree(folder, ignore_errors=True)
   part.rename(folder)
 

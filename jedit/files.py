@@ -1,6 +1,7 @@
 """Text files, gzip or not, JSON in both of its layouts; writing whole files."""
 
 import contextlib
+import glob
 import gzip
 import io
 import itertools
@@ -8,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import time
 import zlib
 from collections.abc import Iterable
 
@@ -52,10 +54,29 @@ def part_of(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f'{path.name}.{os.getpid()}.part')
 
 
+def on_disk(path: pathlib.Path) -> None:
+  """Waits until a file's bytes, or a folder's names, outlive the power."""
+  number = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(number)
+  finally:
+    os.close(number)
+
+
+_STALE = 24 * 3600  # seconds
+
+
 @contextlib.contextmanager
 def whole(path: pathlib.Path):
-  """A binary file to write, which is there when it is whole, or not at all."""
+  """A binary file to write, which is there when it is whole, or not at all.
+
+  What processes that were killed have left of it goes after a day.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
+  for old in path.parent.glob(f'{glob.escape(path.name)}.*.part'):
+    with contextlib.suppress(OSError):  # another process was first
+      if time.time() - old.stat().st_mtime > _STALE:
+        old.unlink()
   part = part_of(path)
   try:
     with part.open('wb') as f:

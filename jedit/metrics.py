@@ -235,9 +235,12 @@ def sure(x: np.ndarray) -> tuple[float, float] | None:
   """The exact 95 % interval of records that are all 0, or all 100 percent.
 
   However they are drawn, they are: a bootstrap would be sure of them. None of
-  others. (Clopper and Pearson, Biometrika 1934.)
+  others, but a single record says nothing of the rest. (Clopper and Pearson,
+  Biometrika 1934.)
   """
   room = 100 * 0.025 ** (1 / max(len(x), 1))
+  if len(x) == 1 and 0 < x[0] < 100:
+    return 0.0, 100.0
   if len(x) and (x == 100).all():
     return room, 100.0
   return (0.0, 100 - room) if len(x) and (x == 0).all() else None
@@ -291,10 +294,19 @@ def differences(
     two = [rows[~gaps.all(axis=1)] for rows in two]
     means = [summary({key: rows}, tables)[key] for rows in two]
     drawn = [_drawn(tables[key], rows, draws, seed) for rows in two]
+    pairs = np.sum(~np.isnan(two[0]), axis=0).tolist()
+    count = {'score': min(pairs)}
+    count |= zip((m.name for m in tables[key].metrics), pairs, strict=True)
     row = dict.fromkeys(tables[key].names)
     for name in row:
-      ends = _ends(drawn[0][name] - drawn[1][name])
-      if ends and None not in (means[0][name], means[1][name]):
-        row[name] = means[0][name] - means[1][name], *ends
+      if None in (means[0][name], means[1][name]):
+        continue
+      low, high = _ends(drawn[0][name] - drawn[1][name])
+      value = means[0][name] - means[1][name]
+      if np.isclose(low, high):  # one for all pairs that were seen: see `sure`
+        others = 1 - 0.025 ** (1 / count[name])  # at most, of all pairs
+        low = max(value - others * (100 + value), -100.0)
+        high = min(value + others * (100 - value), 100.0)
+      row[name] = value, low, high
     out[key] = row
   return out

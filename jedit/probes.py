@@ -70,12 +70,19 @@ def _pairs(value: object, answer: object) -> Iterator[tuple[object, object]]:
 
 
 def probes(
-  record: dict, neighbours: tuple[str, ...], target: str, where: str
+  record: dict, neighbours: tuple[str, ...], follow_alt: bool, where: str
 ) -> tuple[Probe, ...]:
-  """Questions with answers of their own; those without an answer are none."""
+  """Questions with answers of their own; those without an answer are none.
+
+  Args:
+    record: what JSON gave.
+    neighbours: prompts that are asked already.
+    follow_alt: what follows, follows from zsRE's alt, which is not written.
+    where: named by errors, with the field.
+  """
   found = []
   sources = [(kind, ask, record.get(tell)) for kind, ask, tell in _PAIRS]
-  if 'src' in record and target != 'alt':  # zsRE's follow from its alt
+  if follow_alt:
     sources = [s for s in sources if s[0] != 'portability']
   if isinstance(record.get('neighborhood_prompts'), list):  # PEAK's pairs
     own = [p for p in record['neighborhood_prompts'] if isinstance(p, list)]

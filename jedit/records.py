@@ -8,6 +8,7 @@ several edits, or says them in another way, is made into these (published.py).
 """
 
 import dataclasses
+import json
 import re
 from typing import NamedTuple
 
@@ -128,11 +129,13 @@ class _Layout(NamedTuple):
   openings: str = ''
 
 
-# By the key that tells a layout; a record's is the first that it has.
+# By the key that tells a layout; a record's is the first that it has, if it has
+# not both prompt and target, which are jedit's own.
 _LAYOUTS = {
-  'requested_rewrite': _Layout(  # CounterFact, MQuAKE
+  'requested_rewrite': _Layout(  # CounterFact, PEAK, MQuAKE
     'prompt', 'subject', 'target_new', 'target_true', 'relation_id',
-    'paraphrase_prompts', 'neighborhood_prompts', 'generation_prompts',
+    'paraphrase_prompts|para_add_prompts', 'neighborhood_prompts',
+    'generation_prompts',
   ),
   'src': _Layout(  # zsRE
     'src', 'subject', 'answers', 'answers', paraphrases='rephrase'
@@ -201,20 +204,30 @@ def parse(record: object, where: str, id: str, target: str = '') -> Request:
       f'{where}: a record is a JSON object with prompt and target'
     )
   id = str(record.get('case_id', record.get('id', id)))
-  where = f'{where} (record {id})'
-  layout = next((_LAYOUTS[k] for k in _LAYOUTS if k in record), _OWN)
+  where = f'{where} (record {ascii(id)[1:-1]})'
+  for key, value in record.items():
+    try:
+      json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:  # no tokenizer takes it
+      raise JeditError(
+        f'{where}: {ascii(key)} holds half of a character ({e.reason}): write '
+        'the file as UTF-8 again'
+      ) from e
+  own = 'prompt' in record and 'target' in record
+  sign = None if own else next((k for k in _LAYOUTS if k in record), None)
+  layout = _LAYOUTS.get(sign, _OWN)
   layout = layout._replace(target=target or layout.target)
   if layout.target == layout.old_target:
     layout = layout._replace(old_target='')
   inner = record
-  if 'requested_rewrite' in record:
+  if sign == 'requested_rewrite':
     inner = record['requested_rewrite']
     if not isinstance(inner, dict):
       raise JeditError(f'{where}: "requested_rewrite" is not an object')
   for key in ('answers', 'ground_truth'):  # the first of several
     if isinstance(record.get(key), list):
       inner = {**inner, key: _first(record[key])}
-  if 'src' in record and inner.get('answers') is None:
+  if sign == 'src' and inner.get('answers') is None:
     raise JeditError(
       f'{where}: "answers" is not a list with one answer or more'
     )
@@ -242,6 +255,6 @@ def parse(record: object, where: str, id: str, target: str = '') -> Request:
     wordings,
     beside,
     opening,
-    probes(record, beside, target, where),
+    probes(record, beside, sign == 'src' and target != 'alt', where),
     id_ if isinstance(id_ := nested(inner, new, 'id'), str) else None,
   )

@@ -164,12 +164,28 @@ def _both(old: Request, new: Request) -> Request:
   )
 
 
-def merged(
-  requests: Sequence[Request], batches: Sequence[Sequence[Request]], size: int
-) -> list[Request]:
-  """Each request as it is after batched(..., size, 'merge')."""
+def as_edited(
+  requests: Sequence[Request], size: int, on_collision: str
+) -> Sequence[Request]:
+  """Each request as it is after batched(requests, size, on_collision)."""
+  if on_collision != 'merge':  # only that makes others of them
+    return requests
+  batches, _ = batched(requests, size, on_collision)
   found = [{r.fact: r for r in batch} for batch in batches]
   return [found[i // size][r.fact] for i, r in enumerate(requests)]
+
+
+def standing(requests: Sequence[Request]) -> list[Request]:
+  """Without what is asked of records one of whose edits is overwritten.
+
+  What follows from several edits together no longer does.
+  """
+  lost = {requests[i].part_of for i in overwritten(requests)} - {None}
+  stays = lambda r: tuple(p for p in r.probes if p.kind != 'portability')
+  return [
+    dataclasses.replace(r, probes=stays(r)) if r.part_of in lost else r
+    for r in requests
+  ]
 
 
 def overwritten(requests: Sequence[Request]) -> set[int]:

@@ -1,5 +1,6 @@
 """What a model says freely to prompts, and writes after openings."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,26 +18,59 @@ def speak(
   tokenizer,
   prompts: Sequence[Sequence[int]],
   length: int = 32,
-  how: generate.Sampling = generate.Sampling(),
   rows: int = 32,
   progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-  """What the model says to each prompt, to its end-of-text token."""
+  """What the model says to each prompt, greedily, to its end-of-text token."""
+
+  def said(ids, _):
+    return writing.continued(model, params, tokenizer, ids, length)
+
+  return _by_length(said, prompts, rows, progress)
+
+
+def _by_length(fn, prompts, rows, progress) -> list[str]:
+  """fn(ids of `rows` prompts of like lengths, seed), in the prompts' order."""
   order = np.argsort([len(ids) for ids in prompts], kind='stable')
   said: list[str] = [''] * len(order)
   for start in range(0, len(order), rows):
     part = order[start : start + rows]
-    ids = [list(prompts[i]) for i in part]
-    found = writing.continued(
-      model, params, tokenizer, ids, length, how, seed=start
-    )
+    found = fn([list(prompts[i]) for i in part], start)
     for i, text in zip(part, found, strict=True):
       said[i] = text
     progress(start + len(part))
   return said
 
 
-OPENED = 100  # of an opening and what follows it, as in MEMIT's code
+OPENED = 100  # tokens of an opening and what follows it
+
+
+def write(
+  model: Model,
+  params: Params,
+  tokenizer,
+  openings: Sequence[Sequence[int]],
+  rows: int = 32,
+  progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+  """Each opening and what the model writes after it, as MEMIT's code has it.
+
+  100 tokens in all, drawn among the five most probable, on through an end of
+  text: n-gram entropy grows with a text's length. Special tokens are left out.
+  """
+  few = min(map(len, openings), default=OPENED)
+
+  def texts(ids, seed):
+    more = writing.extended(
+      model, params, ids, max(OPENED - few, 1),
+      generate.Sampling(top_k=5), seed,
+    )  # fmt: skip
+    for a, b in zip(ids, more, strict=True):
+      b = b[: max(OPENED - len(a), 1)]
+      text = tokenizer.decode([*a, *b], skip_special_tokens=True)
+      yield unicodedata.normalize('NFKD', text).replace('\n\n', ' ')
+
+  return _by_length(texts, openings, rows, progress)
 
 
 def lengths(q: Questions) -> np.ndarray:
@@ -61,8 +95,7 @@ def of_probe(
 ) -> list[str]:
   """What the model says freely to each question.
 
-  Greedily, 32 tokens, or as many as a long answer has; to an opening, drawn
-  among the five most probable, and with the opening before it.
+  Greedily, 32 tokens, or as many as a long answer has; to an opening, `write`.
   """
   ids = [
     row[:size].tolist()
@@ -71,25 +104,17 @@ def of_probe(
     )
   ]
   opens = asked.kind == metrics.ASKED.index('opening')
-  few = min((len(ids[i]) for i in np.flatnonzero(opens)), default=OPENED)
   said: list[str] = [''] * len(ids)
   need, done = np.where(opens, 0, lengths(asked.questions)), 0
-  rounds = [
-    (need == n, n, generate.Sampling()) for n in np.unique(need).tolist() if n
-  ]
-  rounds += [(opens, max(OPENED - few, 1), generate.Sampling(top_k=5))]
-  for which, length, how in rounds:
-    here = np.flatnonzero(which)
-    found = speak(
-      model, params, tokenizer, [ids[i] for i in here], length, how,
-      progress=lambda n, done=done: progress(done + n),
-    )  # fmt: skip
+  for length in np.unique(need).tolist():  # 0: the openings
+    here = np.flatnonzero(need == length)
+    tick = lambda n, done=done: progress(done + n)
+    put = [ids[i] for i in here]
+    if length:
+      found = speak(model, params, tokenizer, put, length, progress=tick)
+    else:
+      found = write(model, params, tokenizer, put, progress=tick)
     for i, text in zip(here, found, strict=True):
-      if opens[i]:
-        more = tokenizer(text, add_special_tokens=False).input_ids
-        more = more[: max(OPENED - len(ids[i]), 1)]
-        before = tokenizer.decode(ids[i], skip_special_tokens=True)
-        text = before + tokenizer.decode(more)
       said[i] = text
     done += len(here)
   return said

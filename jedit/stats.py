@@ -7,6 +7,7 @@ compensation, so that 10^8 tokens lose no small terms (TPUs have no float64).
 import functools
 import os
 import pathlib
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -273,8 +274,8 @@ def read_corpus(path: str | os.PathLike) -> Iterator[str]:
 
 def _documents(path):
   with open_text(path) as f:
-    first = f.read(1)
-  if first in ('{', '['):
+    first = next((line for line in f if line.strip()), '')
+  if re.match(r'\s*(\{\s*["}]|\[\s*(\{|\]|$))', first):  # not "{{Infobox"
     for where, record in read_json(path):
       if isinstance(record, JeditError):
         raise record

@@ -37,16 +37,41 @@ def continued(
   seed: int = 0,
 ) -> list[str]:
   """`complete` for texts that are encoded already."""
-  prompt, sizes = padded(ids)
   end = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-  key = jax.random.key(seed)
-  out = generate(model, params, prompt, sizes, length, key, how, stop=end)
+  out = extended(model, params, ids, length, how, seed, end)
   said = []
   marks = set(special_ids(tokenizer).tolist())  # a base model's end, too
-  for row in sharding.fetch(out)[: len(ids)].tolist():
+  for before, row in zip(ids, out, strict=True):
     size = next((i for i, t in enumerate(row) if t in marks), len(row))
-    said.append(tokenizer.decode(row[:size]))
+    said.append(_behind(tokenizer, before, row[:size]))
   return said
+
+
+def extended(
+  model: Model,
+  params: Params,
+  ids: list[list[int]],
+  length: int,
+  how: Sampling = Sampling(),
+  seed: int = 0,
+  stop: int = -1,
+) -> list[list[int]]:
+  """The `length` ids that follow each text's; all `stop` behind a first one."""
+  prompt, sizes = padded(ids)
+  key = jax.random.key(seed)
+  out = generate(model, params, prompt, sizes, length, key, how, stop=stop)
+  return sharding.fetch(out)[: len(ids)].tolist()
+
+
+def _behind(tokenizer, before: list[int], more: list[int]) -> str:
+  """`more` as it reads behind `before`.
+
+  By itself SentencePiece's decoder takes the space off a text's beginning.
+  """
+  head, whole = (tokenizer.decode(i) for i in (before, [*before, *more]))
+  if not whole.startswith(head):
+    return tokenizer.decode(more)
+  return whole[len(head) :]
 
 
 CONTEXT_TOKENS = 10

@@ -70,8 +70,7 @@ def _run(config, workdir, loaded, origin):
   asked, skipped = common.read_requests(config, path, loaded)
   size = config.batch_size
   groups, warnings = requests.batched(asked, size, config.on_collision)
-  if config.on_collision == 'merge':
-    asked = requests.merged(asked, groups, size)
+  asked = requests.as_edited(asked, size, config.on_collision)
   judge = measure.measurer(config, loaded, asked)
   lo, hi = common.check_layers(config, loaded)
   editor = method.rehearse(config, loaded)
@@ -155,6 +154,7 @@ def _run(config, workdir, loaded, origin):
   results = folder.results(config, judge, before, after, out, stats_seconds)
   results['skipped'] = skipped
   checkpoint.write_text(done, json.dumps(results, indent=2) + '\n')
+  devices.wait('results')  # all processes may read them now
   folder.show(results)
   common.say(f'run folder: {home}')
 

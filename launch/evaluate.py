@@ -8,6 +8,7 @@ import json
 
 from ml_collections import ConfigDict
 
+from jedit import requests
 from launch import common, devices, folder, measure, method
 
 _CONFIG = common.config_flag()
@@ -23,7 +24,10 @@ def run(config: ConfigDict) -> None:
   path = config.requests or common.FACTS
   source = config.params or config.model
   loaded = devices.load(config, source)
-  asked, skipped = common.read_requests(config, path, loaded)
+  ask = config.copy_and_resolve_references()
+  ask.lookup = 'last'  # nothing is edited: no subject is needed
+  asked, skipped = common.read_requests(ask, path, loaded)
+  asked = requests.as_edited(asked, config.batch_size, config.on_collision)
   for line in skipped:
     common.say(f'skipped: {line}')
   params = devices.put(config, loaded)

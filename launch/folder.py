@@ -187,7 +187,7 @@ def results(config, judge, before, after, out, stats_seconds: float) -> dict:
     'model': config.model,
     'method': config.method,
     'num_edits': len(judge.asked),
-    'num_measured': len(judge.sample),
+    'num_measured': len(set(judge.sample.tolist()) - gone),
     'batch_size': config.batch_size,
     'metrics': {'before': before.metrics, 'after': after.metrics},
     'perplexity': {

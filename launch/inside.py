@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import jedit
-from jedit import checkpoint, inside, prompts
+from jedit import checkpoint, inside, prompts, requests
 from jedit.models.load import Loaded, load
 from jedit.questions import questions
 from jedit.records import Request
@@ -89,7 +89,8 @@ def _asked(config: ConfigDict, base: Loaded) -> list[Request]:
   path = config.requests or common.FACTS
   if common.file_hash(path) != config.inputs.requests:
     raise JeditError(f'{path} is not what it was when the run was made')
-  return common.read_requests(config, path, base)[0]
+  asked, _ = common.read_requests(config, path, base)
+  return requests.as_edited(asked, config.batch_size, config.on_collision)
 
 
 def _alike(

@@ -29,7 +29,7 @@ from jedit.types import JeditError, Params
 from launch import common, devices
 
 _SHOWN, _LENGTH = 3, 16  # prompts continued, tokens each
-_FORM = '3'  # of what is kept of the base model; older files are left alone
+_FORM = '4'  # of what is kept of the base model; older files are left alone
 # Where results.json keeps CounterFact's measures, and whose they are.
 COUNTERFACT = {'probability': 'memit-2022', 'argmax': 'jedit'}
 
@@ -140,7 +140,10 @@ class Measurer:
       gone | set(every.tolist()) - set(kept.tolist()),
     )
     return {
-      name: {'records': len(kept), **_metrics(rows(kept))}
+      name: {
+        'records': len(set(kept.tolist()) - gone),
+        **_metrics(rows(kept)),
+      }
       for name, kept in chosen.items()
     }
 
@@ -260,7 +263,7 @@ def measurer(
   chosen = _spread(asked, sample, config.spoken)
   kept = np.union1d(sample, first)
   openings = np.flatnonzero(np.isin(kept, chosen)).tolist()
-  these = [asked[i] for i in kept]
+  these = [requests.standing(asked)[i] for i in kept]
   probe = evaluate.probe(loaded.tokenizer, these, config.rendering, openings)
   probe = probe._replace(record=kept[probe.record])
   room = loaded.model.config.context_length

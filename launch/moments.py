@@ -134,6 +134,10 @@ def _moment(config, loaded, params, base_hash) -> tuple[SecondMoment, bool]:
   batches = stats.windows(
     documents, begin, config.corpus_window, rows, config.corpus_tokens
   )
+  # Nothing above the site runs.
+  params = params | {
+    'layers': jax.tree.map(lambda x: x[: hi + 1], params['layers'])
+  }
   partial = path.with_suffix('.partial.npz')
   with common.bar(config.corpus_tokens or None, 'second moments', 'token') as b:
     moment = stats.collect(

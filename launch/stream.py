@@ -170,6 +170,7 @@ def run(
     saved = checkpoint.load(store / f'{found[-1]:06d}', like)
     cursor, state = int(saved['cursor']), saved['state']
     params = with_kernel(params, saved['kernel'])
+    del like, saved  # else they are held to the end
     common.say(f'resuming after batch {cursor} of {total}')
   log = Log(folder, cursor)
   records = lambda batches: min(batches * config.batch_size, len(judge.asked))
@@ -224,7 +225,7 @@ def run(
         {
           'kernel': kernel_of(params),
           'state': state,
-          'cursor': np.array(cursor),
+          'cursor': np.array(cursor, np.int32),
         },
       )
       aimed = f'targets reached {entry["reached"]}/{count}, ' if aims else ''

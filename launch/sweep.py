@@ -17,7 +17,14 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from jedit import checkpoint, metrics, references, requests, tokens
+from jedit import (
+  checkpoint,
+  metrics,
+  references,
+  requests,
+  sharding,
+  tokens,
+)
 from jedit.models.load import load
 from jedit.types import JeditError
 from launch import (
@@ -63,7 +70,8 @@ def run(config: ConfigDict, axes: list[str], workdir: str, of=None) -> None:
   table = _table(rows)
   home.mkdir(parents=True, exist_ok=True)
   checkpoint.write_text(home / 'table.md', table)
-  _draw(home / 'table.png', rows)
+  if sharding.writes():
+    _draw(home / 'table.png', rows)
   common.say(f'\n{table}\nwritten to {home}')
   failed = [name for name, row in rows.items() if isinstance(row, str)]
   if failed:

@@ -45,6 +45,31 @@ def test_answers_without_words_are_looked_for_as_they_are():
   assert not answers.exact('', ('A',)) and not answers.exact('the', ('A',))
 
 
+def test_a_number_is_not_its_negative():
+  for said in ' -80', 'It is -80.', '\u221280':
+    assert answers.contains(said, ['-80']) and not answers.contains(
+      said, ['80']
+    )
+  assert not answers.contains(' 80', ['-80'])
+  assert answers.contains('Apollo-11', ['Apollo-11'])  # a hyphen
+  assert answers.contains('a well-known 1,200', ['1200'])
+
+
+def test_a_letter_that_is_an_article_is_an_answer():
+  assert answers.contains('A positive', ['A']) and answers.exact('A.', ['A'])
+  assert not answers.contains('AB positive', ['A'])
+  assert not answers.exact('B', ['A'])
+  assert answers.contains('so it is +.', ['+'])
+
+
+def test_an_answer_of_signs_is_all_of_the_line():
+  assert answers.settled('] ) }\nQ: next', (']) }',))
+  assert not answers.settled('[ ] ) }', (']) }',))
+  assert not answers.settled(')', ('] )',)) and not answers.settled('', (')',))
+  assert answers.settled(' It is -80', ('-80',))
+  assert not answers.settled('80', ('-80',))
+
+
 def test_entropy_is_that_of_word_pairs_and_triples():
   assert answers.entropy('the same the same the same the same') == (
     pytest.approx((-4 / 7 * math.log2(4 / 7) - 3 / 7 * math.log2(3 / 7)) / 3

@@ -6,12 +6,13 @@ looks at their ends; jedit joins ids and runs a prompt once.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
 import pytest
 
-from jedit import answers, evaluate, metrics, speech
+from jedit import answers, evaluate, generate, metrics, speech, writing
 from jedit.models import transformer
 from jedit.records import Probe, Request
 from tests import tiny
@@ -317,6 +318,37 @@ def test_free_texts_have_their_openings():
       [want] = speech.speak(model, params, tok, [ids])
       assert text == want
   assert speech.of_probe(model, params, tok, asked) == said
+
+
+def test_what_is_written_goes_on_through_an_end_of_text():
+  """MEMIT's generator has no stop; n-gram entropy grows with the length."""
+  model, params, _ = models()
+  tok = tokenizer('bos')
+  bias = {**params, 'head': {'kernel': np.array(params['head']['kernel'])}}
+  bias['head']['kernel'][:, tok.eos_token_id] *= -9
+  ids = [tok('The city').input_ids, tok('In Rome, Marie').input_ids]
+  said = speech.write(model, bias, tok, ids, rows=1)
+  assert tok.eos_token not in ''.join(said)
+  for text, opening in zip(said, ('The city', 'In Rome, Marie'), strict=True):
+    assert text.startswith(opening) and '\n\n' not in text
+  ends = writing.extended(
+    model, bias, ids, 40, generate.Sampling(top_k=5), seed=0
+  )
+  on = lambda row: list(itertools.pairwise(i == tok.eos_token_id for i in row))
+  assert all((True, False) in on(row) for row in ends)
+
+
+class _Sentences:
+  """Decodes as SentencePiece does: no space at the beginning of a text."""
+
+  def decode(self, ids, **_):
+    return ''.join(' is Paris'[3 * i : 3 * i + 3] for i in ids).lstrip(' ')
+
+
+def test_what_follows_keeps_the_space_before_it():
+  tok = _Sentences()
+  assert tok.decode([1, 2]) == 'Paris'
+  assert writing._behind(tok, [0], [1, 2]) == ' Paris'
 
 
 def test_a_long_answer_is_measured_by_its_words():

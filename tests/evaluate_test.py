@@ -134,6 +134,13 @@ def test_the_interval_of_what_is_always_right_is_exact(count, low):
     assert ends == pytest.approx((0, 100 - low), abs=0.005)
 
 
+def test_a_single_record_says_nothing_of_the_rest():
+  one = {'memit-2022': np.array([[30.0, np.nan, 100.0]])}
+  ends = metrics.intervals(one)['memit-2022']
+  assert ends['efficacy'] == (0, 100) and ends['generalization'] is None
+  assert ends['specificity'] == pytest.approx((2.5, 100))
+
+
 def test_intervals_hold_the_mean_and_shrink_with_more_records():
   table, ends = metrics.summary(found()), metrics.intervals(found())
   more = metrics.intervals(found(count=400))
@@ -157,7 +164,8 @@ def test_a_difference_is_paired():
   paired = metrics.differences(better, base)
   for key, row in metrics.summary(base).items():
     for name in [m.name for m in metrics.TABLES[key].metrics]:
-      np.testing.assert_allclose(paired[key][name], 5)
+      value, low, high = paired[key][name]
+      assert value == pytest.approx(5) and low < 5 < high  # of 39 pairs
     assert row.keys() == paired[key].keys()
   other = {t: np.random.default_rng(1).permutation(x) for t, x in base.items()}
   value, low, high = metrics.differences(other, base)['memit-2022']['efficacy']
@@ -166,6 +174,12 @@ def test_a_difference_is_paired():
   assert low < value < high and value == pytest.approx(x.mean())
   spread = x.std() / np.sqrt(len(x))
   assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+  all_, none = ({'memit-2022': np.full((3, 3), x)} for x in (100.0, 0.0))
+  share = 100 * 0.025 ** (1 / 3)  # Clopper and Pearson's, of three of three
+  for row in metrics.differences(all_, none)['memit-2022'].values():
+    assert row == pytest.approx((100, share - (100 - share), 100))
+  for row in metrics.differences(all_, all_)['memit-2022'].values():
+    assert row == pytest.approx((0, share - 100, 100 - share))
   nothing = {t: np.full(x.shape, np.nan) for t, x in base.items()}
   row = metrics.differences(nothing, base)['memit-2022']
   assert set(row.values()) == {None}

@@ -131,6 +131,34 @@ def test_a_sample_is_measured_as_all_are(run, tmp_path):
   assert counts == [2, 2]  # of f2 and f5; of f0, f2 and f5 at most two
 
 
+def test_what_is_merged_is_scored_once(make, run, tmp_path, capsys):
+  """By the program that scores, too; it needs no subject, either."""
+  one = {'prompt': 'The capital of {} is', 'subject': 'A', 'target': 'B'}
+  facts = [
+    {**one, 'id': 'x', 'paraphrases': ['A has the capital']},
+    {**one, 'id': 'y', 'old_target': 'C', 'neighbours': ['D is in']},
+    {**one, 'id': 'z', 'subject': 'E', 'target': 'F'},
+  ]
+  path, work = tmp_path / 'facts.jsonl', tmp_path / 'a'
+  path.write_text('\n'.join(map(json.dumps, facts)))
+  of = dict(requests=str(path), num_edits=0, on_collision='merge')
+  run(work, **of)
+  results = json.loads((work / 'results.json').read_text())
+  assert results['num_measured'] == 2  # x is in y
+  capsys.readouterr()
+  scored = lambda **more: _scored(make(params=str(work), **of | more), capsys)
+  assert scored()['counterfact'] == (results['metrics']['after']['counterfact'])
+  path.write_text('{"prompt": "It is", "target": "B"}')
+  found = scored(on_bad_request='skip')
+  assert found['tables']['jedit']['efficacy'] is not None
+
+
+def _scored(config, capsys):
+  with devices.use(config):
+    evaluate.run(config)
+  return json.loads(capsys.readouterr().out.splitlines()[-1])['metrics']
+
+
 def test_what_the_base_said_is_of_these_prompts(run, home, tmp_path, capsys):
   facts = [
     json.loads(x) for x in (home / 'facts.jsonl').read_text().splitlines()
@@ -424,6 +452,33 @@ def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
   assert isinstance(found, np.ndarray) and (found == 1).all()
   with pytest.raises(JeditError, match='damaged or of another run'):
     checkpoint.load(tmp_path / 'a', like(4))
+
+
+def test_a_device_that_is_full_does_not_damage_a_checkpoint(
+  tmp_path, monkeypatch
+):
+  checkpoint.save(tmp_path / 'a', {'x': np.ones(3, 'f')})
+  like = {'x': np.zeros(3, 'f')}
+
+  def full(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED')
+
+  monkeypatch.setattr(checkpoint.ocp, 'load', full)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='EXHAUSTED'):
+    checkpoint.load(tmp_path / 'a', like)
+
+
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
+  old, new, other = (
+    tmp_path / name for name in ('a.txt.1.part', 'a.txt.2.part', 'b.txt.3.part')
+  )
+  for path in old, new, other:
+    path.write_text('half')
+  for path in old, other:
+    os.utime(path, (0, 0))
+  checkpoint.write_text(tmp_path / 'a.txt', 'whole')
+  left = {p.name for p in tmp_path.iterdir()}
+  assert left == {'a.txt', new.name, other.name}
 
 
 def test_several_processes_use_all_their_devices(make, monkeypatch):

@@ -303,7 +303,41 @@ def test_lines_are_read_one_by_one(tmp_path):
     list(lines)
 
 
+def test_own_lines_may_say_more():
+  """What else a record holds does not make another layout of it."""
+  hop = Probe('portability', 'So Rome is in', ('France',))
+  asks = {'portability': {'prompt': hop.prompt, 'ground_truth': 'France'}}
+  want = records.parse({**_OWN, **asks, 'old_target': 'Paris'}, 'here', '0')
+  assert want.probes == (hop,) and want.old_target == 'Paris'
+  extra = {
+    'src': 'wikidata', 'question': 'Which?', 'answer': 'Oslo', 'concept': 'x',
+    'target_new': 'Oslo', 'requested_rewrite': {},
+  }  # fmt: skip
+  full = {**extra, **_OWN, **asks, 'old_target': 'Paris'}
+  assert records.parse(full, 'here', '0') == want
+
+
+def test_paraphrases_of_peak():
+  rewrite = {
+    'prompt': '{} shares border with', 'relation_id': 'P47',
+    'subject': 'Turkey', 'target_new': {'str': 'Chad'},
+    'target_true': {'str': 'Iran'},
+  }  # fmt: skip
+  record = {
+    'requested_rewrite': rewrite,
+    'para_add_prompts': ['Turkey is adjacent to'],
+    'neighborhood_prompts': [['Vasif is a citizen of', 'Iran']],
+  }
+  got = records.parse(record, 'here', '0')
+  assert got.paraphrases == ('Turkey is adjacent to',)
+  assert got.neighbours == ('Vasif is a citizen of',)
+
+
 _BAD = {
+  'half a character': (
+    {**_OWN, 'neighbours': ['Rome \ud83d is in']},
+    r"record 1\).*'neighbours' holds half of a character",
+  ),
   'no prompt': (without(_OWN, 'prompt'), 'no field "prompt"; add it'),
   'no subject': (
     without(_OWN, 'subject'), r'has "\{\}" and the record no "subject"; add it',
@@ -525,9 +559,9 @@ def test_collision_merge():
   assert merged.probes == (probe,) and merged.openings == ('o',)
   assert warnings == ['record 0 is merged into record 0']
   other = dataclasses.replace(_B, subject='Bonn')
-  groups, _ = requests.batched([a, other, b, b], 3, 'merge')
-  found = requests.merged([a, other, b, b], groups, 3)
+  found = requests.as_edited([a, other, b, b], 3, 'merge')
   assert found == [merged, other, merged, b]  # the last in a batch of its own
+  assert requests.as_edited([_A, _A], 2, 'error') == [_A, _A]
   with pytest.raises(JeditError, match='in one batch'):
     requests.batched([_A, _B], 2, on_collision='merge')
 
@@ -561,6 +595,17 @@ def test_same_subject_warns():
 def test_batched_errors(args, words):
   with pytest.raises(JeditError, match=words):
     requests.batched([request()], *args)
+
+
+def test_what_hangs_on_an_overwritten_fact_is_not_asked():
+  hop, near = Probe('portability', 'a', ('b',)), Probe('locality', 'c', ('d',))
+  first = dataclasses.replace(_A, id='7.0', part_of='7')
+  rest = request('Rome', part_of='7', probes=(hop, near))
+  other = request('Oslo', probes=(hop,))
+  stream = [first, rest, other]
+  assert requests.standing(stream) == stream
+  found = requests.standing([*stream, dataclasses.replace(_B, id='9')])
+  assert found[1].probes == (near,) and found[2] == other
 
 
 def test_overwritten():

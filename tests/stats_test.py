@@ -184,6 +184,17 @@ def test_a_corpus_is_text(tmp_path):
   with pytest.raises(JeditError, match='corpus: cannot be read as text'):
     list(stats.read_corpus(path))
 
+  for text in (
+    '\n\n{"text": "one"}\n',
+    '[\n{"text": "one"}\n]',
+    ' [{"text":"one"}]',
+  ):
+    path.write_text(text)
+    assert list(stats.read_corpus(path)) == ['one']
+  for text in '{{Infobox}}', '[[File:a]] is', '[1] A note':
+    path.write_text(f'{text}\n\ntwo')
+    assert list(stats.read_corpus(path)) == [f'{text}\n', 'two']
+
 
 def test_published_moments(tmp_path):
   """Sums in the layout of kmeng01/rome's files; `{}` may come twice."""
