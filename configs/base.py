@@ -19,6 +19,7 @@ _NAMES = {
 _LIKE = {
   'adaedit': 'memit',
   'alphaedit_plus': 'alphaedit',
+  'end_to_end': 'memit',
   'null_space': 'alphaedit',
   'pmet': 'memit',
 }
@@ -105,7 +106,9 @@ def get_config(
   optimiser = defaults(values.optimiser) | dict(optimiser or {}) | engine
   if not needs(editor, 'optimise'):
     optimiser = {}
-  by_subject = optimiser or chosen.get('tokens') == 'lookup'
+  by_subject = (
+    optimiser or editor == 'end_to_end' or chosen.get('tokens') == 'lookup'
+  )
   config = ConfigDict(
     {
       # What is edited.

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jedit import checkpoint, fine_tune, gradients, kde
+from jedit import checkpoint, end_to_end, fine_tune, gradients, kde
 from jedit.editors import descent
 from jedit.editors.directions import Directions
 from jedit.models import transformer
@@ -150,16 +150,9 @@ def test_where_the_prompt_ends_and_within_a_limit():
   assert np.abs(kernel(updates) + kernel(more)).max() > 0.015
 
 
-def test_what_lookup_tokens_teach():
-  """Against key x gradient at those tokens; dW acts at all of them."""
-  model, params = tiny.model()
-  params, batch = tiny.split(params), tiny.batch(4, seed=3, invalid=[2])
-  rate = 0.5
-  learn = lambda steps, tokens: jax.jit(
-    descent.descent(
-      model, lambda _: optax.sgd(rate), steps=steps, stop=0.0, tokens=tokens
-    ).update
-  )(batch, descent.DescentState((), 0, None), params)
+def by_tokens(params, batch):
+  """(delta, everywhere) -> key x gradient, at lookup tokens or at all."""
+  model, _ = tiny.model()
 
   @jax.jit
   def factors(delta, batch):
@@ -170,11 +163,26 @@ def test_what_lookup_tokens_teach():
     return h, g, at[:, batch.head.shape[-1]]
 
   def gradient(delta, everywhere):
-    h, g, lookup = map(np.asarray, factors(delta, batch))
+    h, g, lookup = map(np.asarray, factors(jnp.float32(delta), batch))
     keep = np.zeros(h.shape[1], bool)
     keep[lookup[batch.valid]] = True
     return np.einsum('emf,emd,m->efd', h, g, keep | everywhere)
 
+  return gradient
+
+
+def test_what_lookup_tokens_teach():
+  """Against key x gradient at those tokens; dW acts at all of them."""
+  model, params = tiny.model()
+  params, batch = tiny.split(params), tiny.batch(4, seed=3, invalid=[2])
+  rate = 0.5
+  learn = lambda steps, tokens: jax.jit(
+    descent.descent(
+      model, lambda *_: optax.sgd(rate), steps=steps, stop=0.0, tokens=tokens
+    ).update
+  )(batch, descent.DescentState((), 0, None), params)
+
+  gradient = by_tokens(params, batch)
   for tokens in 'lookup', 'all':
     want = np.zeros_like(kernel(params))
     for _ in range(3):
@@ -231,6 +239,39 @@ def test_kde_leaves_earlier_prompts_alone():
   check(again, state.report, want, 1e-3)
 
 
+def test_end_to_end():
+  """Against Adam on V in float64, dW = G V; and what it then remembers."""
+  _, params, state, _ = editors_test.make('end_to_end')
+  batch = batch_of('end_to_end', 1)  # a request is padding
+  weight, valid = editors_test._WEIGHT, np.asarray(batch.valid)
+  prior = np.linalg.inv(weight * tiny.moment().moment.astype(np.float64))
+  place = np.cumsum((batch.head_len + batch.tail_len)[valid, 0])
+  place = np.r_[0, place[:-1]] + batch.head_len[valid, 0]  # lookup tokens
+  k = keys_of(params, batch)[:, place]
+  gain = prior @ k.mT @ np.linalg.inv(k @ prior @ k.mT + np.eye(k.shape[1]))
+  gradient, data = by_tokens(params, batch), scored(batch, 'target')
+  delta, m, v = np.zeros(kernel(params).shape), 0.0, 0.0
+  for t in range(14):
+    (mean, each), _ = slope()(jnp.float32(delta), params, *data)
+    if mean < 0.1 or t == 13:
+      break
+    g = gain.mT @ gradient(delta, False)
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    scale = np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8
+    rate = 0.3 if t < 9 else 0.03
+    delta -= gain @ (rate * m / (1 - 0.9 ** (t + 1)) / scale)
+  updates, state = editors_test.step('end_to_end')(batch, state, params)
+  check(updates, state.report, (delta, t, np.asarray(each)), 1e-3)
+  assert 3 < t
+  seen = keys_of(apply_updates(params, updates), batch)
+  noise = np.full(seen.shape[1], 10.0)
+  noise[place] = 1
+  for root, p, keys in zip(state.memory, prior, seen, strict=True):
+    want = oracle.posterior(p, keys, noise)
+    far = np.linalg.norm(root @ root.T - want)
+    assert far < 1e-4 * np.linalg.norm(want)
+
+
 @pytest.mark.parametrize('name', ['fine_tune', 'null_space', 'kde'])
 def test_steps_in_float64(monkeypatch, x64, name):
   """For given gradients and bases, against Adam's paper to 1e-10."""
@@ -259,7 +300,7 @@ def test_steps_in_float64(monkeypatch, x64, name):
     ),
   }[name]  # fmt: skip
   getattr(module, name)(tiny.model()[0], *given, lr=_LR, **settings)
-  step_of = caught[0](memory)
+  step_of = caught[0](memory, None)
   state = step_of.init(jnp.zeros((2, 16, 5)))
   m = v = np.zeros((2, 16, 5))
   for t in range(1, 21):
@@ -302,6 +343,7 @@ def test_keys_of_a_model_with_biases():
   (lambda model: kde(model, products='half'), "products='half': float32"),
   (lambda model: kde(model, energy=0.0), 'energy=0.0: above 0'),
   (lambda model: kde(model, capacity=0), 'capacity=0: at least 1'),
+  (lambda m: end_to_end(m, tiny.moment(), aside=0.0), 'aside=0.0: a vari'),
 ])  # fmt: skip
 def test_bad_arguments(make, words):
   with pytest.raises(ValueError, match=words):

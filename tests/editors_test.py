@@ -56,13 +56,16 @@ GRADIENT = {
   'null_space': functools.partial(
     jedit.null_space, threshold=_THRESHOLD, relative=True, **_DESCENT
   ),
+  'end_to_end': lambda model, moment: jedit.end_to_end(
+    model, moment, steps=9, settle=4, lr=0.3, stop=0.1, weight=_WEIGHT
+  ),
   'kde': lambda model, _: jedit.kde(
     model, steps=9, settle=4, energy=1.0, capacity=48, **_DESCENT
   ),
 }
 _REMEMBER = (
   'memit with history', 'alphaedit', 'blue', 'alphaedit_plus', 'kde',
-  'ultraedit',
+  'ultraedit', 'end_to_end',
 )  # fmt: skip
 _OF_MLP = 'rome', 'rome mixed', 'pmet', 'adaedit'
 _BATCHES = 3
@@ -208,7 +211,9 @@ def test_jit_changes_nothing(name='alphaedit'):  # slow: compiles op by op
   assert int(new.report.steps) == int(other.report.steps)
 
 
-@pytest.mark.parametrize('name', ['blue', 'alphaedit_plus', 'kde'])
+@pytest.mark.parametrize(
+  'name', ['blue', 'alphaedit_plus', 'kde', 'end_to_end']
+)
 def test_scan_equals_a_loop(name):
   """To the last bit; updates_test.py scans every editor."""
   editor, params, state, batches = make(name)

@@ -100,7 +100,15 @@ def test_edits_are_those_of_one_device(alone, sizes):
 
 @pytest.mark.parametrize(
   'name',
-  ['alphaedit_plus', 'adaedit', 'blue', 'kde', 'ultraedit', 'mend'],
+  [
+    'alphaedit_plus',
+    'adaedit',
+    'blue',
+    'kde',
+    'end_to_end',
+    'ultraedit',
+    'mend',
+  ],  # fmt: skip
 )
 def test_other_editors_on_a_mesh(alone, name):
   mesh = sharding.mesh(4, 2)
@@ -114,6 +122,9 @@ def test_other_editors_on_a_mesh(alone, name):
   elif name == 'mend':
     # Its factors are divided by their deviations (1.3e-5 was seen).
     close(delta, want[0], 3e-5)
+  elif name == 'end_to_end':
+    # Adam starts from gradients that differ by rounding (3.3e-5 was seen).
+    close(delta, want[0], 1e-4)
   else:
     close(delta, want[0])
   np.testing.assert_array_equal(report.steps, want[1].steps)

@@ -6,6 +6,7 @@ from jedit.editors.alphaedit import alphaedit
 from jedit.editors.alphaedit_plus import alphaedit_plus
 from jedit.editors.blue import blue
 from jedit.editors.emmet import emmet
+from jedit.editors.end_to_end import end_to_end
 from jedit.editors.fine_tune import fine_tune
 from jedit.editors.kde import kde
 from jedit.editors.memit import memit
@@ -23,6 +24,7 @@ __all__ = [
   'alphaedit_plus',
   'blue',
   'emmet',
+  'end_to_end',
   'fine_tune',
   'kde',
   'memit',

@@ -106,7 +106,7 @@ def off(basis: Float[Array, 'E F r']) -> optax.GradientTransformation:
 
 def descent(
   model: Model,
-  optimiser: Callable[[Any], optax.GradientTransformation],
+  optimiser: Callable[..., optax.GradientTransformation],
   *,
   steps: int,
   stop: float,
@@ -115,13 +115,14 @@ def descent(
   tokens: str = 'all',
   products: str = 'float32',
   start: Callable[[Params], Any] = lambda params: (),
-  learn: Callable[[Any, jax.Array], Any] | None = None,
+  learn: Callable[[Any, jax.Array, jax.Array], Any] | None = None,
 ) -> Editor:
   """Editor that descends the targets' loss, afresh for every batch.
 
   Args:
     model: the network; params must be split at the site.
-    optimiser: memory -> what makes a step [E, F, D] of a gradient.
+    optimiser: (memory, what gives the keys [E, B, F] of the batch's lookup
+      tokens before the edit) -> what makes a step [E, F, D] of a gradient.
     steps: most steps a batch.
     stop: no further step once the batch's mean loss is below.
     limit: largest change of an entry within a batch; 0 is no limit.
@@ -131,8 +132,8 @@ def descent(
     products: to what the factors of products above the site are rounded (as
       the value engine does it).
     start: params -> memory before the first batch.
-    learn: (memory, keys) -> memory after a batch, given the `keys` [E, M, F]
-      of all its tokens at the edited weights.
+    learn: (memory, keys, lookup) -> memory after a batch, given the `keys`
+      [E, M, F] of all its tokens at the edited weights; lookup: bool [M].
 
   Returns:
     optax transformation: update(batch, state, params) gives
@@ -161,15 +162,22 @@ def descent(
     return each.sum() / jnp.maximum(facts, 1), each
 
   def descend(params, memory, batch: EditBatch, whole: Whole):
-    """(dW, keys there or None, EditReport)."""
+    """(dW, what is to be learned or None, EditReport)."""
     task = task_of(model, params, batch)
     if loss == 'prompt_last':
       task = at_prompts(task, batch)
     value = at_lookup(model, task, batch) if tokens == 'lookup' else None
-    params = rounded(params)
-    step_of = optimiser(memory)
-    facts = whole.sum(batch.valid.sum())
     delta = jnp.zeros_like(kernel_of(params))
+    wide = batch.head.shape[-1]
+
+    def lookups():
+      found = keys(model, params, task, delta)
+      here = found.at[:, task.at.token[:, wide]].get(mode='fill', fill_value=0)
+      return whole.gather(here, 1)
+
+    step_of = optimiser(memory, lookups)
+    params = rounded(params)
+    facts = whole.sum(batch.valid.sum())
 
     def step(c):
       (mean, each), gradient = jax.value_and_grad(losses, has_aux=True)(
@@ -206,13 +214,15 @@ def descent(
     )
     delta, seen = out['delta'], None
     if learn:
-      seen = whole.gather(keys(model, params, task, delta), 1)
+      lookup = task.at.slot % task.at.token.shape[1] == wide
+      found = keys(model, params, task, delta)
+      seen = whole.gather(found, 1), whole.gather(lookup)
     return delta, seen, report
 
   def update(batch: EditBatch, state: DescentState, params: Params):
     part = functools.partial(descend, params, state.memory)
     delta, seen, report = each_part(part, batch)
-    memory = learn(state.memory, seen) if learn else state.memory
+    memory = learn(state.memory, *seen) if learn else state.memory
     new = DescentState(memory, state.count + report.facts, report)
     return as_updates(delta), new
 

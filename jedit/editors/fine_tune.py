@@ -49,7 +49,7 @@ def fine_tune(
   """
   return descent(
     model,
-    lambda _: optax.adam(lr),
+    lambda *_: optax.adam(lr),
     steps=steps,
     stop=stop,
     limit=limit,

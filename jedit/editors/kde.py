@@ -15,8 +15,6 @@ to be `steps` at `lr`, then, if the loss is not below `stop`, `settle` more at a
 tenth of it: Adam's steps do not become shorter as the room gets narrower.
 """
 
-import functools
-
 import optax
 
 from jedit.editors import directions
@@ -60,9 +58,10 @@ def kde(
     layers, width, _ = kernel_of(params).shape
     return directions.none(layers, width, capacity)
 
-  learn = functools.partial(directions.extend, energy=energy)
+  def learn(known, keys, _):
+    return directions.extend(known, keys, energy)
 
-  def optimiser(known):
+  def optimiser(known, _):
     rate = optax.piecewise_constant_schedule(lr, {steps: 0.1})
     aside = off(known.basis)
     return optax.chain(aside, optax.adam(rate), aside)

@@ -55,7 +55,7 @@ def null_space(
 
   return descent(
     model,
-    lambda basis: optax.chain(optax.adam(lr), onto(basis)),
+    lambda basis, _: optax.chain(optax.adam(lr), onto(basis)),
     steps=steps,
     stop=stop,
     tokens=tokens,
