@@ -74,6 +74,16 @@ pmet keeps 1000, though: after 200 facts weight=300 is behind (README has 1000):
 
 Of 60 targets AdaEdit's engine reached 2 or 3 (PMET's 40, which stops early).
 
+What kde learns from the subjects' last tokens alone is found in other words,
+too, and leaves neighbours alone (2026-11-23):
+
+  kde tokens=lookup | 100.0  90.8  69.0  84.5 |  98.3  41.7   7.5  49.2 | 1.007
+
+  python -m launch.edit --config=configs/smollm2_135m.py:kde \\
+    --config.editor.tokens=lookup --config.lookup=subject \\
+    --config.editor.lr=1.5e-3 --config.num_edits=60 --config.batch_size=20 \\
+    --config.requests=counterfact_full_500.jsonl.gz --workdir=runs/lookup
+
 UltraEdit stays behind in all layers and at all rates tried, 60 facts (at 3e-3
 in layers 4-8 and 12-18 perplexity passes ten times the base's):
 
