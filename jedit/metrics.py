@@ -234,9 +234,9 @@ def _ends(drawn: np.ndarray) -> tuple[float, float] | None:
 def sure(x: np.ndarray) -> tuple[float, float] | None:
   """The exact 95 % interval of records that are all 0, or all 100 percent.
 
-  However they are drawn, they are: a bootstrap would be sure of them. None of
-  others, but a single record says nothing of the rest. (Clopper and Pearson,
-  Biometrika 1934.)
+  However they are drawn, they are: a bootstrap would be sure of them. (Clopper
+  and Pearson, Biometrika 1934.) Of a single record between the two, which says
+  nothing of the rest, 0 to 100; None of others.
   """
   room = 100 * 0.025 ** (1 / max(len(x), 1))
   if len(x) == 1 and 0 < x[0] < 100:

@@ -204,14 +204,15 @@ def parse(record: object, where: str, id: str, target: str = '') -> Request:
       f'{where}: a record is a JSON object with prompt and target'
     )
   id = str(record.get('case_id', record.get('id', id)))
-  where = f'{where} (record {ascii(id)[1:-1]})'
+  plain = lambda text: text.encode(errors='backslashreplace').decode()
+  where = f'{where} (record {plain(id)})'
   for key, value in record.items():
     try:
       json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as e:  # no tokenizer takes it
       raise JeditError(
-        f'{where}: {ascii(key)} holds half of a character ({e.reason}): write '
-        'the file as UTF-8 again'
+        f'{where}: "{plain(key)}" holds half of a character ({e.reason}): '
+        'write the file as UTF-8 again'
       ) from e
   own = 'prompt' in record and 'target' in record
   sign = None if own else next((k for k in _LAYOUTS if k in record), None)

@@ -263,7 +263,8 @@ def measurer(
   chosen = _spread(asked, sample, config.spoken)
   kept = np.union1d(sample, first)
   openings = np.flatnonzero(np.isin(kept, chosen)).tolist()
-  these = [requests.standing(asked)[i] for i in kept]
+  current = requests.standing(asked)
+  these = [current[i] for i in kept]
   probe = evaluate.probe(loaded.tokenizer, these, config.rendering, openings)
   probe = probe._replace(record=kept[probe.record])
   room = loaded.model.config.context_length

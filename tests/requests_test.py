@@ -336,7 +336,7 @@ def test_paraphrases_of_peak():
 _BAD = {
   'half a character': (
     {**_OWN, 'neighbours': ['Rome \ud83d is in']},
-    r"record 1\).*'neighbours' holds half of a character",
+    r'record 1\).*"neighbours" holds half of a character',
   ),
   'no prompt': (without(_OWN, 'prompt'), 'no field "prompt"; add it'),
   'no subject': (
