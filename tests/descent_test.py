@@ -102,6 +102,19 @@ def keys_of(params, batch, family='llama'):
   return np.concatenate(rows, 1).astype(np.float64)
 
 
+def lookup_keys(params, batch):
+  """Keys [E, B, F] of the valid requests, half of them the contexts' mean."""
+  model, _ = tiny.model()
+  tokens, lookup, _ = tiny.whole_rows(batch)
+  keys = tiny.trace(model, transformer.join(params), tokens).key
+  at = lookup[:, :, None, None, None]
+  keys = np.take_along_axis(np.asarray(keys, np.float64), at, 3)[:, :, :, 0]
+  low, high = tiny.SITE
+  keys = keys[np.asarray(batch.valid), :-1, low : high + 1]
+  mean = (keys[:, 0] + keys[:, 1:].mean(1)) / 2
+  return mean.swapaxes(0, 1)
+
+
 @pytest.mark.parametrize('n', [0, 1])  # 1: a request is padding
 def test_fine_tune(n):
   _, params, state, _ = editors_test.make('fine_tune')
@@ -247,19 +260,22 @@ def test_end_to_end():
   prior = np.linalg.inv(weight * tiny.moment().moment.astype(np.float64))
   place = np.cumsum((batch.head_len + batch.tail_len)[valid, 0])
   place = np.r_[0, place[:-1]] + batch.head_len[valid, 0]  # lookup tokens
-  k = keys_of(params, batch)[:, place]
+  k = lookup_keys(params, batch)
   gain = prior @ k.mT @ np.linalg.inv(k @ prior @ k.mT + np.eye(k.shape[1]))
+  price = 30.0 / valid.sum() * gain.mT @ np.linalg.inv(prior) @ gain
   gradient, data = by_tokens(params, batch), scored(batch, 'target')
   delta, m, v = np.zeros(kernel(params).shape), 0.0, 0.0
+  values = np.zeros((*k.shape[:2], delta.shape[2]))
   for t in range(14):
     (mean, each), _ = slope()(jnp.float32(delta), params, *data)
     if mean < 0.1 or t == 13:
       break
-    g = gain.mT @ gradient(delta, False)
+    g = gain.mT @ gradient(delta, False) + price @ values
     m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
     scale = np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8
     rate = 0.3 if t < 9 else 0.03
-    delta -= gain @ (rate * m / (1 - 0.9 ** (t + 1)) / scale)
+    values -= rate * m / (1 - 0.9 ** (t + 1)) / scale
+    delta = gain @ values
   updates, state = editors_test.step('end_to_end')(batch, state, params)
   check(updates, state.report, (delta, t, np.asarray(each)), 1e-3)
   assert 3 < t
@@ -344,6 +360,7 @@ def test_keys_of_a_model_with_biases():
   (lambda model: kde(model, energy=0.0), 'energy=0.0: above 0'),
   (lambda model: kde(model, capacity=0), 'capacity=0: at least 1'),
   (lambda m: end_to_end(m, tiny.moment(), aside=0.0), 'aside=0.0: a vari'),
+  (lambda m: end_to_end(m, tiny.moment(), cost=-1.0), 'cost=-1.0: not b'),
 ])  # fmt: skip
 def test_bad_arguments(make, words):
   with pytest.raises(ValueError, match=words):

@@ -57,7 +57,14 @@ GRADIENT = {
     jedit.null_space, threshold=_THRESHOLD, relative=True, **_DESCENT
   ),
   'end_to_end': lambda model, moment: jedit.end_to_end(
-    model, moment, steps=9, settle=4, lr=0.3, stop=0.1, weight=_WEIGHT
+    model,
+    moment,
+    steps=9,
+    settle=4,
+    lr=0.3,
+    stop=0.1,
+    weight=_WEIGHT,
+    cost=30.0,
   ),
   'kde': lambda model, _: jedit.kde(
     model, steps=9, settle=4, energy=1.0, capacity=48, **_DESCENT

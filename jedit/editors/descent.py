@@ -21,6 +21,7 @@ from jedit.gradients import Task, each_nll, logits, task_of
 from jedit.models import transformer
 from jedit.models.transformer import Model, take
 from jedit.parts import Whole, each_part
+from jedit.rows import advance, enter
 from jedit.types import (
   EditBatch,
   Editor,
@@ -87,6 +88,24 @@ def keys(
   return out * (task.request < task.wanted.length.size)[:, None]
 
 
+def lookup_keys(
+  model: Model, params: Params, batch: EditBatch
+) -> Float[Array, 'E B F']:
+  """Keys of the lookup tokens: the plain prompt's, and the contexts' mean.
+
+  The mean of these two, as MEMIT's; zero for padding.
+  """
+  count, per, wide = batch.head.shape
+  rows = enter(model, params, batch)
+  token = rows.at.token[:, wide]
+  keep = lambda trace: take(trace.key, token).astype(jnp.float32)
+  _, key = advance(model, params['site'], rows, keep)
+  key = key.reshape(len(key), count, per, -1)[:, :, : per - 1]  # no KL row
+  plain, rest = key[:, :, 0], key[:, :, 1:]
+  mean = (plain + rest.mean(2)) / 2 if per > 2 else plain
+  return mean * batch.valid[:, None]
+
+
 def onto(basis: Float[Array, 'E F r']) -> optax.GradientTransformation:
   """g <- B B' g of every layer, B with orthonormal (or zero) columns."""
 
@@ -121,8 +140,8 @@ def descent(
 
   Args:
     model: the network; params must be split at the site.
-    optimiser: (memory, what gives the keys [E, B, F] of the batch's lookup
-      tokens before the edit) -> what makes a step [E, F, D] of a gradient.
+    optimiser: (memory, what gives the batch's `lookup_keys` before the edit)
+      -> what makes a step [E, F, D] of a gradient.
     steps: most steps a batch.
     stop: no further step once the batch's mean loss is below.
     limit: largest change of an entry within a batch; 0 is no limit.
@@ -171,9 +190,7 @@ def descent(
     wide = batch.head.shape[-1]
 
     def lookups():
-      found = keys(model, params, task, delta)
-      here = found.at[:, task.at.token[:, wide]].get(mode='fill', fill_value=0)
-      return whole.gather(here, 1)
+      return whole.gather(lookup_keys(model, params, batch), 1)
 
     step_of = optimiser(memory, lookups)
     params = rounded(params)

@@ -9,11 +9,16 @@ them leaves. Here the V of all site layers are descended together through the
 edited weights themselves, by Adam, a step a batch: what a layer leaves, what it
 does to other tokens and to the other facts, the loss sees. dW stays in the span
 of Sigma K', where it costs the text that C describes, and earlier facts, least.
+What it costs them joins the loss, for B facts:
+
+    1/B sum_b -log p(t_b | prompt_b)  +  cost / 2B sum_layers tr dW' Sigma^-1 dW
 
 Sigma is conditioned on what a batch has read: on the keys of its lookup tokens
 with noise 1, as MEMIT's, and on those of all its other tokens with noise
 `aside`, so that earlier prompts run as they did.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +44,7 @@ def end_to_end(
   stop: float = 0.01,
   weight: float = 15_000.0,
   aside: float = 10.0,
+  cost: float = 3e-3,
   products: str = 'float32',
 ) -> Editor:
   """MEMIT, end to end, as an optax transformation of EditBatches.
@@ -52,10 +58,14 @@ def end_to_end(
     stop: no further step once the batch's mean loss is below.
     weight: lambda of Sigma = (lambda C)^-1 (mom2_update_weight).
     aside: noise of the keys of tokens that are no lookup tokens.
+    cost: price of dW, see above; the more, the less is said in other words, and
+      the less is forgotten.
     products: of the descent, see values.optimiser.
   """
   if aside <= 0:
     raise JeditError(f'aside={aside}: a variance, above 0')
+  if cost < 0:
+    raise JeditError(f'cost={cost}: not below 0')
   prior = condition.ridge_prior(moment, weight)
   rate = optax.piecewise_constant_schedule(lr, {steps: 0.1})
 
@@ -72,7 +82,10 @@ def end_to_end(
     return by_rows(each_layer(one, root, keys), keys.shape[-1])
 
   def optimiser(root, lookups):
-    return _spanned(each_layer(_gain, root, lookups()), optax.adam(rate))
+    keys = lookups()
+    facts = jnp.maximum(keys[0].any(-1).sum(), 1)
+    gain, price = each_layer(_gain, root, keys)
+    return _spanned(gain, price * (cost / facts), optax.adam(rate))
 
   return descent(
     model,
@@ -87,24 +100,32 @@ def end_to_end(
 
 
 def _gain(root, keys):
-  """G [F, B] of one layer, dW = G V."""
+  """G [F, B] of one layer, dW = G V; H [B, B], dW' Sigma^-1 dW = V' H V."""
   z = jnp.matmul(keys, root, precision=_HIGHEST)
-  gram = jnp.matmul(z, z.T, precision=_HIGHEST) + jnp.eye(len(keys))
-  out = jax.scipy.linalg.solve(gram, z, assume_a='pos')
-  return jnp.matmul(root, out.T, precision=_HIGHEST)
+  one = jnp.eye(len(keys))
+  gram = jnp.matmul(z, z.T, precision=_HIGHEST) + one
+  inverse = jax.scipy.linalg.solve(gram, one, assume_a='pos')
+  out = jnp.matmul(z.T, inverse, precision=_HIGHEST)
+  gain = jnp.matmul(root, out, precision=_HIGHEST)
+  return gain, jnp.matmul(out.T, out, precision=_HIGHEST)
 
 
-def _spanned(gain, inner):
-  """`inner` as an optimiser of V where dW = G V; gain: G [E, F, B]."""
+def _spanned(gain, price, inner):
+  """`inner` as an optimiser of V where dW = G V, to whose loss V' H V / 2 adds.
+
+  gain: G [E, F, B]; price: H [E, B, B].
+  """
+  dot = functools.partial(jnp.matmul, precision=_HIGHEST)
 
   def init(delta):
-    layers, _, facts = gain.shape
-    return inner.init(jnp.zeros((layers, facts, delta.shape[-1])))
+    values = jnp.zeros((*price.shape[:2], delta.shape[-1]))
+    return values, inner.init(values)
 
   def update(gradient, state, params=None):
     del params
-    values = jnp.einsum('efb,efd->ebd', gain, gradient, precision=_HIGHEST)
-    step, state = inner.update(values, state)
-    return jnp.einsum('efb,ebd->efd', gain, step, precision=_HIGHEST), state
+    values, state = state
+    slope = dot(gain.mT, gradient) + dot(price, values)
+    step, state = inner.update(slope, state)
+    return dot(gain, step), (values + step, state)
 
   return optax.GradientTransformation(init, update)
