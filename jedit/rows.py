@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jedit import sharding
 from jedit.models import transformer
@@ -47,6 +48,20 @@ def plain(batch: EditBatch) -> EditBatch:
     batch.valid,
     budget,
   )
+
+
+def context_weights(
+  contexts: int, plain_weight: float | None = 0.5
+) -> Float[Array, ' contexts']:
+  """Share of each context in a request's key; the first, plain, is none.
+
+  They sum to 1; plain_weight None: all are alike.
+  """
+  if plain_weight is None:
+    plain_weight = 1 / contexts
+  other = (1 - plain_weight) / max(contexts - 1, 1)
+  share = jnp.full(contexts, other).at[0].set(plain_weight)
+  return share / share.sum()
 
 
 def enter(model: Model, params: Params, batch: EditBatch) -> Rows:

@@ -17,7 +17,7 @@ from jedit import sharding
 from jedit.models import transformer
 from jedit.models.transformer import Model
 from jedit.parts import Whole
-from jedit.rows import Rows, advance, crop
+from jedit.rows import Rows, advance, context_weights, crop
 from jedit.types import EditBatch, Params, Targets, apply_updates
 from jedit.validate import enter_held, score
 
@@ -88,11 +88,7 @@ def walk(
   _, plain = crop(rows, batch, slice(0, 1), to_lookup, plains)
   lookup = walk.token[:, wide].reshape(count, contexts)
   plain_lookup = plain.token[:, wide]
-  if plain_weight is None:
-    plain_weight = 1 / contexts
-  other = (1 - plain_weight) / max(contexts - 1, 1)
-  share = jnp.full(contexts, other).at[0].set(plain_weight)
-  share = share / share.sum()
+  share = context_weights(contexts, plain_weight)
   unseen, held = None, None
   if batch.validation is not None:
     unseen, held = enter_held(model, params, batch.validation, whole)

@@ -21,7 +21,7 @@ from jedit.gradients import Task, each_nll, logits, task_of
 from jedit.models import transformer
 from jedit.models.transformer import Model, take
 from jedit.parts import Whole, each_part
-from jedit.rows import advance, enter
+from jedit.rows import advance, context_weights, enter
 from jedit.types import (
   EditBatch,
   Editor,
@@ -91,18 +91,14 @@ def keys(
 def lookup_keys(
   model: Model, params: Params, batch: EditBatch
 ) -> Float[Array, 'E B F']:
-  """Keys of the lookup tokens: the plain prompt's, and the contexts' mean.
-
-  The mean of these two, as MEMIT's; zero for padding.
-  """
+  """Keys of the lookup tokens, averaged over contexts; zero for padding."""
   count, per, wide = batch.head.shape
   rows = enter(model, params, batch)
   token = rows.at.token[:, wide]
   keep = lambda trace: take(trace.key, token).astype(jnp.float32)
   _, key = advance(model, params['site'], rows, keep)
   key = key.reshape(len(key), count, per, -1)[:, :, : per - 1]  # no KL row
-  plain, rest = key[:, :, 0], key[:, :, 1:]
-  mean = (plain + rest.mean(2)) / 2 if per > 2 else plain
+  mean = jnp.einsum('ebrf,r->ebf', key, context_weights(per - 1))
   return mean * batch.valid[:, None]
 
 

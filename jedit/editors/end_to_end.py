@@ -2,20 +2,21 @@
 
     dW = Sigma K' (K Sigma K' + I)^-1 V
 
-is what MEMIT with history makes of K (keys of the lookup tokens in the plain
-prompts) and of the values V that a layer is to add. MEMIT finds one target a
-fact with the weights at rest, spreads it over the layers and takes what each of
-them leaves. Here the V of all site layers are descended together through the
-edited weights themselves, by Adam, a step a batch: what a layer leaves, what it
-does to other tokens and to the other facts, the loss sees. dW stays in the span
-of Sigma K', where it costs the text that C describes, and earlier facts, least.
+is what MEMIT with history makes of K (keys of the lookup tokens, averaged over
+the contexts) and of the values V that a layer is to add. MEMIT finds one
+target a fact with the weights at rest, spreads it over the layers and takes
+what each of them leaves. Here the V of all site layers are descended together
+through the edited weights themselves, by Adam, a step a batch: what a layer
+leaves, what it does to other tokens and to the other facts, the loss sees. dW
+stays in the span of Sigma K', where it costs the text that C describes, and
+earlier facts, least.
 What it costs them joins the loss, for B facts:
 
     1/B sum_b -log p(t_b | prompt_b)  +  cost / 2B sum_layers tr dW' Sigma^-1 dW
 
-Sigma is conditioned on what a batch has read: on the keys of its lookup tokens
-with noise 1, as MEMIT's, and on those of all its other tokens with noise
-`aside`, so that earlier prompts run as they did.
+Sigma is conditioned on what a batch's plain prompts read once they are edited:
+on the keys of lookup tokens with noise 1, as MEMIT's, and on those of all other
+tokens with noise `aside`, so that earlier prompts run as they did.
 """
 
 import functools
@@ -59,7 +60,7 @@ def end_to_end(
     weight: lambda of Sigma = (lambda C)^-1 (mom2_update_weight).
     aside: noise of the keys of tokens that are no lookup tokens.
     cost: price of dW, see above; the more, the less is said in other words, and
-      the less is forgotten.
+      the less is forgotten. 0: none.
     products: of the descent, see values.optimiser.
   """
   if aside <= 0:
