@@ -133,7 +133,6 @@ def _generate(
   tokens = transformer.take(prompt.ravel(), at.slot)
   x = model.embed(params, tokens, at.positions)
   x, past = transformer.cache(model, layers, x, at)
-  grow = ((0, 0), (0, 0), (0, 0), (0, length), (0, 0))
   mask = jnp.pad(mask, ((0, 0), (0, length)))
   last = transformer.take(x, at.token[jnp.arange(rows), prompt_len - 1])
   keys = jax.random.split(key, length)
@@ -174,14 +173,18 @@ def _generate(
     x, k, v = jax.lax.fori_loop(0, len(c['k']), layer, (x, c['k'], c['v']))
     return c | {'x': x, 'k': k, 'v': v, 'step': c['step'] + 1}
 
-  # Rows over 'data', heads over 'model', where there is a mesh.
-  kept = lambda a: sharding.constrain(
-    jnp.pad(a, grow), sharding.DATA, sharding.MODEL, None, None
-  )
+  def kept(a, axis):
+    # Rows over 'data', heads over 'model', where there is a mesh.
+    room = [(0, 0)] * a.ndim
+    room[axis] = 0, length
+    return sharding.constrain(
+      jnp.pad(a, room), sharding.DATA, sharding.MODEL, None, None
+    )
+
   carry = {
     'x': sharding.constrain(last, sharding.DATA, None),
-    'k': kept(past.k).mT,
-    'v': kept(past.v),
+    'k': kept(past.k, -1),
+    'v': kept(past.v, -2),
     'step': jnp.zeros((), jnp.int32),
     'done': jnp.zeros(rows, bool),
     'out': jnp.full((rows, length), stop, jnp.int32),

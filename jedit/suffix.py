@@ -111,7 +111,7 @@ class Suffix(NamedTuple):
   Attributes:
     x: [M, D], without delta, at the entrance of the layers above the site.
     at: their layout on the grid [W * R, S].
-    past: [layers, W * R, H, C + P, A], of each segment above.
+    past: leaves [layers, W * R, H, ..], of each segment above.
     row: [M], the row whose lookup token this is; W * R for the others.
     token: [Q + W], packed index of the scored tokens, the KL rows' last.
     label: [Q].
@@ -137,24 +137,26 @@ def suffix(
   past: Past | tuple[Past, ...],
   positions: jax.Array,
   lookup: Lookup,
-  pick: jax.Array,
+  pick: jax.Array | None,
   tokens: int,
   scored: int,
 ) -> Suffix:
-  """Cuts a batch down to the requests `pick` [W] (B or more: none).
+  """Cuts a batch down to the requests `pick` [W].
 
   Args:
     batch: the whole batch.
     tails: [B, R, S, D].
-    past: of all rows, [layers, B * R, H, C + P, A].
+    past: of all rows, leaves [layers, B * R, H, ..].
     positions: [B, R, S].
     lookup: [B, R, D].
-    pick: the requests.
+    pick: the requests (B or more: none); None: all, which takes no copies.
     tokens: M.
     scored: Q.
   """
-  count, (rows, long) = pick.size, batch.tail.shape[1:]
-  some = lambda x: transformer.take(x, pick)
+  count, rows, long = batch.tail.shape
+  if pick is not None:
+    count = pick.size
+  some = lambda x: x if pick is None else transformer.take(x, pick)
   here = jnp.arange(long) < some(batch.tail_len)[..., None]
   at = transformer.layout(
     here.reshape(-1, long), some(positions).reshape(-1, long), tokens
@@ -169,6 +171,8 @@ def suffix(
   token = at.token.ravel().at[slot].get(mode='fill', fill_value=tokens)
 
   def seen(past):
+    if pick is None:
+      return past
     kv = lambda x: (
       x.reshape(x.shape[0], -1, rows, *x.shape[2:])
       .at[:, pick]

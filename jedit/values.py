@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jedit.models import transformer
 from jedit.models.layers import narrow
@@ -58,6 +58,27 @@ def safe_norm(x: Float[Array, '*B D']) -> Float[Array, '*B']:
   square = jnp.sum(x * x, axis=-1)
   zero = square == 0
   return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+
+
+@jax.custom_vjp
+def picked(
+  scores: Float[Array, 'Q V'], label: Int[Array, ' Q']
+) -> Float[Array, ' Q']:
+  """The score of each label; its gradient joins others without a scatter."""
+  return jnp.take_along_axis(scores, label[:, None], axis=-1)[:, 0]
+
+
+def _picked_fwd(scores, label):
+  return picked(scores, label), (label, scores)
+
+
+def _picked_bwd(saved, g):
+  label, scores = saved
+  wanted = jnp.arange(scores.shape[-1]) == label[:, None]
+  return jnp.where(wanted, g[:, None], 0), None
+
+
+picked.defvjp(_picked_fwd, _picked_bwd)
 
 
 def rounding(products: str) -> Callable[[Params], Params]:
@@ -147,13 +168,12 @@ def optimiser(
     x = s.x + transformer.take(moved(model, params, s.lookup, delta), s.row)
     x, _ = transformer.run(model, params['above'], x, s.at, s.past)
     logits = model.logits(params, transformer.take(x, s.token))
-    hits, kl_logits = logits[:-count], logits[-count:]
-    wanted = jax.nn.one_hot(s.label, logits.shape[-1], dtype=bool)
-    chosen = jnp.sum(jnp.where(wanted, hits, 0), axis=-1)
-    sum_of = lambda x: jax.ops.segment_sum(x * s.weight, s.fact, count)
-    nll = sum_of(jax.nn.logsumexp(hits, axis=-1) - chosen)
-    sure = sum_of(hits.max(axis=-1) > chosen) == 0
-    now = jax.nn.log_softmax(kl_logits)
+    sum_of = lambda x: jax.ops.segment_sum(x[:-count] * s.weight, s.fact, count)
+    chosen = picked(logits, jnp.pad(s.label, (0, count)))
+    total = jax.nn.logsumexp(logits, axis=-1)
+    nll = sum_of(total - chosen)
+    sure = sum_of(logits.max(axis=-1) > chosen) == 0
+    now = logits[-count:] - total[-count:, None]
     start = jnp.where(first, jax.lax.stop_gradient(now), start)
     kl = jnp.sum(jnp.exp(now) * (now - start), axis=-1)
     decay = safe_norm(delta) / jnp.sum(v0 * v0, axis=-1)
@@ -177,9 +197,12 @@ def optimiser(
     sizes = stage_sizes(count, *batch.budget[1:4:2], stages)
 
     def stage(carry, size, smaller):
-      pick = jnp.nonzero(~carry['done'], size=size[0], fill_value=count)[0]
+      pick = None  # at first all, as they are
+      if size != sizes[0]:
+        pick = jnp.nonzero(~carry['done'], size=size[0], fill_value=count)[0]
       s = suffix(batch, tails, past, positions, lookup, pick, *size[1:])
-      some = lambda x: transformer.take(x, pick) if jnp.ndim(x) else x
+      cut = lambda x: pick is not None and jnp.ndim(x)
+      some = lambda x: transformer.take(x, pick) if cut(x) else x
       base, limit = some(v0), some(radius)
 
       def fits(done):
@@ -219,11 +242,10 @@ def optimiser(
         }
 
       inner = jax.tree.map(some, carry)
-      inner['done'] |= pick >= count
+      if pick is not None:
+        inner['done'] |= pick >= count
       inner = jax.lax.while_loop(more, step, inner)
-      put = lambda x, new: (
-        x.at[pick].set(new, mode='drop') if jnp.ndim(x) else new
-      )
+      put = lambda x, new: x.at[pick].set(new, mode='drop') if cut(x) else new
       return jax.tree.map(put, carry, inner)
 
     delta = jnp.zeros_like(v0)

@@ -189,13 +189,19 @@ def plan(
     inside = 0 if config.optimiser else s.sites
     copies += 2 * (used - inside * layer_entries(c)) / split
   name, cached = 'descent', 0
+  rows = batches.valid.shape[1] / parts
+  long = batches.tail.shape[-1]
+  slots = looking = batches.head.shape[-1] + long
   if config.optimiser:
-    name = 'values'
-    rows = batches.valid.shape[1] * batches.head_len.shape[2] / parts
-    slots = batches.prefix.shape[-1] + batches.head.shape[-1]
+    name, looking = 'values', long
+    rows *= batches.head_len.shape[2]
+    slots += batches.prefix.shape[-1]
     heads = c.num_kv_heads / (1 if c.num_kv_heads % split else split)
     # Keys and values, as computed and as the loop over layers wants them.
-    cached = (size + wide) * 2 * s.deep * rows * slots * heads * c.head_dim
+    past = rows * (slots - long)
+    cached = (size + wide) * 2 * s.deep * past * heads * c.head_dim
+  # The attention's weights.
+  saved += 4 * s.deep * rows * c.num_heads / split * looking * slots
   held = 4 * (2 if _twice(config) else s.sites) * c.mlp_width
   state = held * config.editor.get('capacity', 0)
   if method.needs_moment(config):

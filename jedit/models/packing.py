@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Int
 
 
@@ -76,7 +77,7 @@ def from_grid(x: jax.Array, at: Layout) -> jax.Array:
 
 
 class Past(NamedTuple):
-  """Cached keys and values [.., R, H, P, A] and which of them exist [R, P].
+  """Cached keys [.., R, H, A, P], values [.., R, H, P, A]; which exist [R, P].
 
   A past of R rows serves a grid of any multiple of them: rows r, r + R, ...
   share row r.
@@ -98,7 +99,25 @@ class Past(NamedTuple):
 def as_past(kv: tuple[jax.Array, jax.Array], at: Layout) -> Past:
   """The Past that packed tokens with keys and values [M, H, A] will be."""
   k, v = (to_grid(x, at).swapaxes(1, 2) for x in kv)
-  return Past(k, v, at.token < kv[0].shape[0])
+  return Past(k.mT, v, at.token < kv[0].shape[0])
+
+
+@jax.custom_vjp
+def _softmax(scores):
+  """Over the last axis. A checkpoint knows it by the name "attention"."""
+  return jax.nn.softmax(scores, axis=-1)
+
+
+def _softmax_fwd(scores):
+  out = checkpoint_name(_softmax(scores), 'attention')
+  return out, out
+
+
+def _softmax_bwd(out, g):
+  return (out * (g - jnp.sum(g * out, axis=-1, keepdims=True)),)
+
+
+_softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 
 def attention(at: Layout, size: int, past: Past | None = None) -> Callable:
@@ -108,7 +127,7 @@ def attention(at: Layout, size: int, past: Past | None = None) -> Callable:
   mask = here[:, None, :] & jnp.tril(jnp.ones((width, width), bool))
   if past is not None:
     past = past.spread(rows)
-    seen = jnp.broadcast_to(past.mask[:, None], (rows, width, past.k.shape[2]))
+    seen = jnp.broadcast_to(past.mask[:, None], (rows, width, past.k.shape[-1]))
     mask = jnp.concatenate([seen, mask], axis=-1)
 
   def heads_first(x):
@@ -122,15 +141,15 @@ def attention(at: Layout, size: int, past: Past | None = None) -> Callable:
     dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     scores = dot(q, k.mT)
     if past is not None:
-      scores = jnp.concatenate([dot(q, past.k.mT), scores], axis=-1)
+      scores = jnp.concatenate([dot(q, past.k), scores], axis=-1)
     scores = scores.reshape(rows, groups, per, width, -1)
     scores = jnp.where(mask[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = _softmax(scores).astype(v.dtype)
     weights = weights.reshape(rows, groups, per * width, -1)
     if past is None:
       out = weights @ v
     else:
-      before, after = jnp.split(weights, [past.k.shape[2]], axis=-1)
+      before, after = jnp.split(weights, [past.k.shape[-1]], axis=-1)
       out = before @ past.v + after @ v
     out = out.reshape(rows, groups * per, width, depth).swapaxes(1, 2)
     return from_grid(out, at)

@@ -169,7 +169,7 @@ def run(
       one is run after the other, and past and what is collected are tuples.
     x: hidden states entering it.
     at: where the tokens are.
-    past: what precedes, [layers, R, H, P, A].
+    past: what precedes, leaves [layers, R, H, ..].
     keep: what to collect of each layer's Trace.
 
   Returns:
@@ -189,9 +189,9 @@ def run(
     mid, key, kv = model.address(layer, x, at.positions, attend)
     return model.value(layer, mid, key), keep(Trace(x, key, mid, kv))
 
-  # A gradient keeps the outputs of the products with weights, and recomputes
-  # the rest, which costs less than its way to memory and back.
-  policy = jax.checkpoint_policies.save_only_these_names('product')
+  # A gradient keeps the outputs of the products with weights, and where tokens
+  # look; to recompute the rest costs less than its way to memory and back.
+  policy = jax.checkpoint_policies.save_only_these_names('product', 'attention')
   body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   kv = None if past is None else (past.k, past.v)
   return jax.lax.scan(body, x, (layers, kv))
@@ -219,7 +219,7 @@ def cache(
   past = past.spread(at.token.shape[0])
   slots = lambda a, b, axis: jnp.concatenate([a, b], axis=axis)
   return out, Past(
-    slots(past.k, new.k, -2),
+    slots(past.k, new.k, -1),
     slots(past.v, new.v, -2),
     slots(past.mask, new.mask, -1),
   )

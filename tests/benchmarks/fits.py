@@ -123,7 +123,7 @@ def timed(compiled, model, params, state, batches, steps: int, deep: int):
     seconds = time.perf_counter() - start
   first = jax.tree.map(lambda a: a[0], facts)
   work = needed(model, first, steps, deep)
-  fast = peak(False, 4096, dtype=jnp.bfloat16) * sharding.count()
+  fast = peak(False, 4096, dtype=jnp.bfloat16)
   updates = float(report.steps.sum()) / _FACTS.value
   return {
     'device': jax.devices()[0].device_kind,

@@ -4,8 +4,10 @@
 
 Everything between request and weights, steady state, AlphaEdit, CounterFact,
 by the value engine of --config (--config.optimiser.steps=5). The share counts
-needed operations only: real tokens from the lookup on x steps x layers above x
-weights x 2, forward and backward, and the head at the scored positions.
+needed products with weights only, of real tokens: those from the lookup on x
+steps x layers above, forward and backward, the head at the scored positions,
+and once, forward, what comes before: all tokens up to the site, and what
+precedes the lookup in the layers above. The peak is of all devices at once.
 `--plain` facts are also optimised in the order of the references, one at a
 time through the whole model at every step, and the evaluation of the records
 is timed. All devices are used: with JAX_NUM_CPU_DEVICES=2 each of two cores
@@ -21,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 import jedit
-from jedit import evaluate, requests, values, writing
+from jedit import evaluate, requests, sharding, values, writing
 from jedit.models import layers
 from jedit.parts import each_part
 from jedit.rows import enter
@@ -41,26 +43,35 @@ _PLAIN = flags.DEFINE_integer('plain', 0, "Facts for the references' order.")
 def peak(
   rounded: bool, size: int = 2048, repeats: int = 10, dtype=jnp.float32
 ) -> float:
-  """Operations a second of the best of some products of the engine's kind."""
-  x = jnp.ones((size, size), dtype)
-  kernel = layers.narrow(x) if rounded else x
-  multiply = jax.jit(layers.product)
-  best = np.inf
-  for _ in range(repeats):
-    start = time.perf_counter()
-    multiply(x, kernel).block_until_ready()
-    best = min(best, time.perf_counter() - start)
-  return 2 * size**3 / best
+  """Operations a second of the best of some products of the engine's kind.
+
+  On every device one, at once.
+  """
+  count, best = jax.device_count(), np.inf
+  with jax.set_mesh(sharding.mesh()):
+    x = sharding.constrain(
+      jnp.ones((count * size, size), dtype), sharding.DATA, None
+    )
+    kernel = jnp.ones((size, size), dtype)
+    kernel = layers.narrow(kernel) if rounded else kernel
+    multiply = jax.jit(layers.product)
+    for _ in range(repeats):
+      start = time.perf_counter()
+      multiply(x, kernel).block_until_ready()
+      best = min(best, time.perf_counter() - start)
+  return 2 * count * size**3 / best
 
 
 def needed(model, batch, steps: int, above: int) -> float:
-  """Operations that value optimisation cannot do without, all steps."""
+  """Operations that value optimisation cannot do without, see above."""
   c = model.config
+  before = int(batch.prefix_len.sum() + batch.head_len.sum())
   weights = preflight.layer_entries(c)
   scored = (batch.label >= 0).sum() + batch.valid.sum()
   tokens = int(batch.tail_len.sum())
-  once = 2 * tokens * above * weights + 2 * scored * c.width * c.vocab_size
-  return float(2 * steps * once)
+  forward = tokens * above * weights + scored * c.width * c.vocab_size
+  first = before * c.num_layers + tokens * (c.num_layers - above)
+  return float(2 * (2 * steps * forward + first * weights))
 
 
 def plain_seconds(model, params, batch, count, layer, **kwargs) -> float:
