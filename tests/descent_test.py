@@ -111,8 +111,20 @@ def lookup_keys(params, batch):
   keys = np.take_along_axis(np.asarray(keys, np.float64), at, 3)[:, :, :, 0]
   low, high = tiny.SITE
   keys = keys[np.asarray(batch.valid), :-1, low : high + 1]
-  mean = (keys[:, 0] + keys[:, 1:].mean(1)) / 2
+  plain, others = keys[:, 0], keys[:, 1:]
+  mean = (plain + others.mean(1)) / 2 if others.size else plain
   return mean.swapaxes(0, 1)
+
+
+@pytest.mark.parametrize('contexts', [1, 3])  # 1: the plain prompt alone
+def test_lookup_keys(contexts):
+  model, params = tiny.model()
+  params = tiny.split(params)
+  batch = tiny.batch(4, contexts, invalid=[2])
+  found = jax.jit(functools.partial(descent.lookup_keys, model))(params, batch)
+  want = lookup_keys(params, batch)
+  np.testing.assert_allclose(found[:, [0, 1, 3]], want, atol=1e-5)
+  assert not found[:, 2].any()
 
 
 @pytest.mark.parametrize('n', [0, 1])  # 1: a request is padding
