@@ -271,7 +271,11 @@ def get_config(method='alphaedit'):
       'fine_tune': {'products': 'bfloat16'},
       'null_space': {'products': 'bfloat16'},
       'kde': {'products': 'bfloat16'},
-      'end_to_end': {'products': 'bfloat16', 'stop': 0.005},
+      'end_to_end': {
+        'layers': (4, 10),
+        'products': 'bfloat16',
+        'stop': 0.005,
+      },
       'alphaedit': {'threshold': 0.02, 'ridge': 10.0},
       'alphaedit_plus': {'gain': 4e-4},
       'memit': {'weight': 1000.0},

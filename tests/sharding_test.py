@@ -119,6 +119,9 @@ def test_other_editors_on_a_mesh(alone, name):
     # Its second targets are looked for in weights that differ by the rounding
     # of its first solve, which 12 steps of Adam enlarge (1.3e-4 was seen).
     close(delta, want[0], 1e-3)
+  elif name == 'adaedit':
+    # 12 steps of Adam on two deltas (5e-6 to 1.3e-5 were seen on four meshes).
+    close(delta, want[0], 3e-5)
   elif name == 'mend':
     # Its factors are divided by their deviations (1.3e-5 was seen).
     close(delta, want[0], 3e-5)
