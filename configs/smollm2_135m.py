@@ -220,6 +220,8 @@ had 1.13 times its norm after 200 facts of the long stream in README, 3.00
 after 300, and by argmax knew 56 % of its first 100 after 500, where AlphaEdit
 in 4-8 knew 86 (2026-11-23).
 
+end_to_end edits layers 4-10: what it keeps of a long stream so is in README.
+
 The value engine's rate and steps: AlphaEdit, 60 facts; the last columns are
 targets reached and seconds a fact. Fewer, larger steps take half the time and
 cost little; a target that is reached early is left early, and is said less in
