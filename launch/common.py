@@ -90,9 +90,12 @@ def run(main) -> None:
     except OSError as e:
       if e.errno is None:  # a config file that is not there
         fail(' '.join(str(e).split()[-12:]))
+      where = str(e.filename or 'disk')
+      ours = where.startswith(str(cache_dir()))
       fail(
-        f'{e.filename or "disk"}: {e.strerror or e}; free space or mend the '
-        'permissions, then run the same command again'
+        f'{where}: {e.strerror or e}; free space or mend the permissions'
+        f'{", or let JEDIT_CACHE name another folder" * ours}, then run the '
+        'same command again'
       )
 
   app.run(guarded, flags_parser=_parse)

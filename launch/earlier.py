@@ -85,10 +85,13 @@ def _copy(path):
   )
 
 
-def read(path: pathlib.Path, name: str) -> Any:
+def read(path: pathlib.Path, name: str) -> dict[str, Any]:
   """What a JSON file of the run holds."""
   try:
-    return json.loads((path / name).read_text())
+    found = json.loads((path / name).read_text())
+    if not isinstance(found, dict):
+      raise ValueError('it holds no object')
+    return found
   except (OSError, ValueError) as e:
     raise JeditError(
       f'config.model={path}: {name} is missing or damaged ({e}); name a whole '

@@ -289,18 +289,20 @@ def test_two_rooms_edit_as_one(run, home, tmp_path, monkeypatch, capsys):
   kernel = lambda path: load.load(path).params['layers']['mlp']['down'][
     'kernel'
   ]
-  edit = lambda name: run(
-    tmp_path / name, 'alphaedit', requests=str(path), batch_size=1,
-    checkpoint_every=3,
-  )  # fmt: skip
-  edit('two')
-  assert 'programs: 2' in capsys.readouterr().out
-  monkeypatch.setattr(stream, '_SOME', 99)
-  edit('one')
-  assert 'programs: 1' in capsys.readouterr().out
-  paths = home / 'model', tmp_path / 'one', tmp_path / 'two'
-  base, one, two = map(kernel, paths)
-  np.testing.assert_allclose(two, one, atol=1e-3 * np.abs(one - base).max())
+
+  def edit(name, programs, **settings):
+    monkeypatch.setattr(stream, '_SOME', 4 if programs == 2 else 99)
+    run(
+      tmp_path / name, 'alphaedit', requests=str(path), batch_size=2,
+      checkpoint_every=3, **settings,
+    )  # fmt: skip
+    assert f'programs: {programs}' in capsys.readouterr().out
+    return kernel(tmp_path / name)
+
+  base, one = kernel(home / 'model'), edit('one', 1)
+  mesh = dict(data_parallel=2, model_parallel=2)
+  for two in edit('two', 2), edit('many', 2, **mesh):
+    np.testing.assert_allclose(two, one, atol=1e-3 * np.abs(one - base).max())
 
 
 def test_mend_is_trained_and_edits(make, run, tmp_path):
@@ -510,6 +512,18 @@ def test_a_full_disk_is_one_message_and_loses_nothing(home, tmp_path):
   out, err = run.communicate(timeout=300)
   assert run.returncode == 0, err
   assert 'run folder' in out
+
+
+def test_a_cache_that_cannot_be_written_has_a_remedy(home, tmp_path):
+  (tmp_path / 'file').write_text('')
+  run = _program(
+    tmp_path / 'file', 'edit', f'--config={home}/tiny.py:memit',
+    f'--workdir={tmp_path / "run"}',
+  )  # fmt: skip
+  _, err = run.communicate(timeout=300)
+  assert run.returncode == 2, err
+  assert 'file/cache/compiled: Not a directory; ' in err
+  assert 'or let JEDIT_CACHE name another folder' in err
 
 
 def test_a_sweep_makes_what_is_new(make, tmp_path, monkeypatch):
