@@ -44,7 +44,7 @@ def find(config: ConfigDict) -> pathlib.Path | None:
   path = folder_of(config.model)
   if path is None:
     return None
-  then = read(path, 'config.json')
+  then = read(path, 'config.json', dict)
   now = json.loads(config.to_json_best_effort())
   now['inputs'] = {}
   if config.network:
@@ -85,12 +85,12 @@ def _copy(path):
   )
 
 
-def read(path: pathlib.Path, name: str) -> dict[str, Any]:
-  """What a JSON file of the run holds."""
+def read(path: pathlib.Path, name: str, kind: type = list) -> Any:
+  """The `kind` that a JSON file of the run holds."""
   try:
     found = json.loads((path / name).read_text())
-    if not isinstance(found, dict):
-      raise ValueError('it holds no object')
+    if not isinstance(found, kind):
+      raise ValueError(f'it holds no {kind.__name__}')
     return found
   except (OSError, ValueError) as e:
     raise JeditError(
