@@ -89,7 +89,8 @@ def solved(work: pathlib.Path) -> float:
   goals = rng.normal(size=(_BATCH.value, 64)).astype('f')
   noise = np.ones(_BATCH.value, 'f')
   one = jax.jit(condition.condition)(root, keys, goals, noise)
-  with jax.set_mesh(sharding.mesh(4, 2)) as on:
+  on = sharding.mesh(4, 2)
+  with jax.set_mesh(on):
     put = lambda x, s: jax.device_put(x, jax.NamedSharding(on, s))
     place = put(root, jax.P(sharding.ROWS)), put(keys, jax.P())
     eight = jax.jit(condition.condition)(*place, goals, noise)
