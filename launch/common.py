@@ -90,8 +90,8 @@ def run(main) -> None:
     except OSError as e:
       if e.errno is None:  # a config file that is not there
         fail(' '.join(str(e).split()[-12:]))
-      where = str(e.filename or 'disk')
-      ours = where.startswith(str(cache_dir()))
+      where = e.filename or 'disk'
+      ours = pathlib.Path(where).is_relative_to(cache_dir())
       fail(
         f'{where}: {e.strerror or e}; free space or mend the permissions'
         f'{", or let JEDIT_CACHE name another folder" * ours}, then run the '

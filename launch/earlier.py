@@ -86,7 +86,11 @@ def _copy(path):
 
 
 def read(path: pathlib.Path, name: str, kind: type = list) -> Any:
-  """The `kind` that a JSON file of the run holds."""
+  """The `kind` that a JSON file of the run holds.
+
+  Raises:
+    JeditError: when it is missing, damaged, or holds something else.
+  """
   try:
     found = json.loads((path / name).read_text())
     if not isinstance(found, kind):

@@ -7,7 +7,8 @@ contexts as in a run. After so many facts, of the next batch's keys: the share
 of their variance under the prior that is left, k' Sigma k / k' Sigma_0 k, and
 the share of a residual that a layer would leave of such a fact alone,
 1 / (1 + k' Sigma k); means over keys, the lowest and the highest layer. Nothing
-is optimised or edited: what each prior has room for, whatever is written.
+is optimised or edited: what the priors of end_to_end's and AlphaEdit's configs
+have room for in end_to_end's layers, whatever is written.
 """
 
 import jax
@@ -54,7 +55,7 @@ def look(root, keys):
 
 
 def main(_):
-  config = smollm2_135m.get_config('end_to_end')
+  config, flat = map(smollm2_135m.get_config, ('end_to_end', 'alphaedit'))
   loaded = load(config.model)
   model, tokenizer = loaded.model, loaded.tokenizer
   params = jax.tree.map(jnp.asarray, loaded.params)
@@ -69,10 +70,10 @@ def main(_):
     lambda batch: lookup_keys(model, split, batch),
     jax.tree.map(jnp.asarray, batches),
   )  # [N, E, B, F]
-  flat = {'ridge': 10.0, 'threshold': 0.02}
+  kept = {k: flat.editor[k] for k in ('ridge', 'threshold', 'relative')}
   priors = {
-    'end_to_end, memit (15,000 C)^-1': condition.ridge_prior(moment, 15_000.0),
-    'alphaedit P / 10': condition.null_space_prior(moment, **flat)[0],
+    'end_to_end': condition.ridge_prior(moment, config.editor.weight),
+    'alphaedit': condition.null_space_prior(moment, **kept)[0],
   }
   for name, prior in priors.items():
     found = [
