@@ -77,6 +77,7 @@ def run(main) -> None:
     if len(argv) > 1:
       fail(f'unexpected argument {argv[1]!r}; flags look like --name=value')
     logging.set_verbosity(logging.FATAL)  # orbax logs what it raises, too
+    sys.stdout.reconfigure(errors='backslashreplace')  # a screen without UTF-8
     folder = cache_dir() / 'compiled'
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)

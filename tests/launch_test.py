@@ -683,13 +683,14 @@ def test_tracing_names_layers(home, tmp_path, monkeypatch):
   assert again.returncode == 2
 
 
-def test_the_other_programs(home, tmp_path):
+def test_the_other_programs(home, tmp_path, monkeypatch):
+  monkeypatch.setenv('PYTHONIOENCODING', 'ascii')  # a screen without UTF-8
   config = f'--config={home}/tiny.py'
   calls = {
     'stats': [config],
     'evaluate': [config],
     'convert': [f'--base={home}/model', f'--out={tmp_path}/out'],
-    'generate': [f'--params={home}/model', '--prompt=Oslo', '--length=3'],
+    'generate': [f'--params={home}/model', '--prompt=Oslo ✓', '--length=3'],
   }
   wrong = [
     ('edit', [f'{config}:memmit'], 'choose one of adaedit, alphaedit'),
