@@ -91,7 +91,7 @@ def run(main) -> None:
     except OSError as e:
       if e.errno is None:  # a config file that is not there
         fail(' '.join(str(e).split()[-12:]))
-      where = e.filename or 'disk'
+      where = str(e.filename or 'disk')  # it may be a number
       ours = pathlib.Path(where).is_relative_to(cache_dir())
       fail(
         f'{where}: {e.strerror or e}; free space or mend the permissions'
