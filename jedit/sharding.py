@@ -172,6 +172,31 @@ def fetch(tree: Any) -> Any:
   return jax.tree.map(one, tree)
 
 
+def interleaved(rows: list[list[int]], count: int) -> list[list[int]]:
+  """All rows of integers, of which process p of n has p, p + n, p + 2n, ...
+
+  Args:
+    rows: those of this process.
+    count: of all.
+  """
+  processes = jax.process_count()
+  if processes == 1:
+    return rows
+  # Powers of two: gathering compiles a program for each size.
+  room = lambda n: 1 << max(int(n) - 1, 0).bit_length()
+  sizes = np.zeros(room(-(-count // processes)), np.int32)
+  sizes[: len(rows)] = [len(row) for row in rows]
+  sizes = multihost_utils.process_allgather(sizes)
+  flat = np.zeros(room(sizes.sum(1).max()), np.int32)
+  flat[: sum(map(len, rows))] = [i for row in rows for i in row]
+  flat = multihost_utils.process_allgather(flat)
+  ends = sizes.cumsum(1)
+  return [
+    flat[p, ends[p, i] - sizes[p, i] : ends[p, i]].tolist()
+    for i, p in (divmod(n, processes) for n in range(count))
+  ]
+
+
 def by_rows(prior: Any, width: int) -> Any:
   """What a solve starts from, its axis of `width` (F) over all devices.
 

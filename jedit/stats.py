@@ -11,7 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,38 @@ def mean(sums: Sums) -> SecondMoment:
   if not float(sums.count):
     raise JeditError('second moments: the corpus has no token')
   return SecondMoment((sums.total - sums.lost) / sums.count, sums.count)
+
+
+def encoded(
+  tokenizer: Any, texts: Iterable[str], characters: int = 2**18
+) -> Iterator[list[int]]:
+  """Ids of the documents of a corpus, in their order, without BOS.
+
+  All cores encode; of several processes each encodes its share, and tells the
+  others.
+
+  Args:
+    tokenizer: of the model.
+    texts: the same ones on every process.
+    characters: a process encodes about so many at once.
+  """
+  count, mine = jax.process_count(), jax.process_index()
+  for group in _groups(texts, characters * count):
+    own = group[mine::count]
+    ids = tokenizer(own, add_special_tokens=False).input_ids if own else []
+    yield from sharding.interleaved(ids, len(group))
+
+
+def _groups(texts, characters):
+  group, size = [], 0
+  for text in texts:
+    group.append(text)
+    size += len(text)
+    if size >= characters:
+      yield group
+      group, size = [], 0
+  if group:
+    yield group
 
 
 def windows(

@@ -113,10 +113,8 @@ def _moment(config, loaded, params, base_hash) -> tuple[SecondMoment, bool]:
       'what the model takes'
     )
   if config.corpus:
-    documents = (
-      loaded.tokenizer(text, add_special_tokens=False).input_ids
-      for text in stats.read_corpus(config.corpus)
-    )
+    texts = stats.read_corpus(config.corpus)
+    documents = stats.encoded(loaded.tokenizer, texts)
   else:
     tokens = config.corpus_tokens or 100_000
     with common.bar(tokens, 'writing text', 'token') as b:

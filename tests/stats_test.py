@@ -1,14 +1,18 @@
 """Second moments against plain NumPy."""
 
+import threading
+from concurrent import futures
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jedit import stats
+from jedit import sharding, stats
 from jedit.types import JeditError
 from tests import tiny
+from tests.prompts_test import tokenizer
 
 
 def rows(seed, sizes, length):
@@ -220,3 +224,31 @@ def test_published_moments(tmp_path):
   np.savez(tmp_path / 'layers.4' / 'layer4_float32_mom2_100.npz', mom2=sums[0])
   with pytest.raises(JeditError, match="layer4.*: no published .*'count'"):
     stats.published(pattern, [3, 4], 6)
+
+
+@pytest.mark.parametrize('processes', [1, 2, 3])
+def test_a_corpus_is_encoded_by_all_processes(monkeypatch, processes):
+  bpe, rng = tokenizer('bos'), np.random.default_rng(0)
+  words = 'the mother tongue of Danielle Darrieux is French', 'Ω, \N{OWL}', ''
+  texts = [' '.join(rng.choice(words, n)) for n in rng.integers(0, 40, 23)]
+  want = [bpe(t, add_special_tokens=False).input_ids for t in texts]
+  here, told = threading.local(), [None] * processes
+  together = threading.Barrier(processes, timeout=60)
+
+  def gather(x):
+    told[here.process] = x
+    together.wait()
+    out = np.stack(told)
+    together.wait()
+    return out
+
+  def encoded(process):
+    here.process = process
+    return list(stats.encoded(bpe, iter(texts), 300))
+
+  monkeypatch.setattr(jax, 'process_count', lambda: processes)
+  monkeypatch.setattr(jax, 'process_index', lambda: here.process)
+  monkeypatch.setattr(sharding.multihost_utils, 'process_allgather', gather)
+  with futures.ThreadPoolExecutor(processes) as pool:
+    found = list(pool.map(encoded, range(processes)))
+  assert found == [want] * processes

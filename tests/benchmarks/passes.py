@@ -8,6 +8,7 @@ kept; timed on a part of the text and scaled. Needed operations: the layers up
 to the keys of the last edited one, and key'key of each.
 """
 
+import itertools
 import time
 
 import jax
@@ -34,10 +35,7 @@ def main(_):
   whole = jax.tree.map(jnp.asarray, loaded.params)
   split = jedit.split(whole, _LO, _HI)
   text = stats.read_corpus(str(FOLDER / 'wikipedia_2000_articles.jsonl.gz'))
-  ids = [
-    loaded.tokenizer(t, add_special_tokens=False).input_ids
-    for t, _ in zip(text, range(400), strict=False)
-  ]
+  ids = list(stats.encoded(loaded.tokenizer, itertools.islice(text, 400)))
   rows = 4096 // _WINDOW.value
   windows = lambda tokens: stats.windows(ids, [], _WINDOW.value, rows, tokens)
   stats.collect(model, split, windows(4096))  # compiled
